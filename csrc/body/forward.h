@@ -1,0 +1,159 @@
+/* The forward loop. For a chunk of time steps the input product a = b + W x is taken as one product; then step by step
+ * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y.
+ *
+ * Since a chunk of x is read before its rows of y are written, y may be x. */
+
+typedef struct {
+    packing W, R;
+    size_t W_size, R_size, direction_size;
+} forward_weights;
+
+static forward_weights forward_weights_of(const frnn_layer *layer) {
+    const int gates = cells[layer->cell].gates;
+    forward_weights f = {.W = packing_of(layer->hidden_size, gates, layer->input_size), .R = packing_of(layer->hidden_size, gates, layer->hidden_size)};
+    f.W_size = packed_size(&f.W);
+    f.R_size = packed_size(&f.R);
+    f.direction_size = (size_t)packed_width(&f.W) + f.W_size + f.R_size; /* bias, W, R */
+    return f;
+}
+
+/* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache. */
+INLINE int64_t forward_rows(const forward_weights *f) { return most(24, least(256, 65536 / packed_width(&f->W))); }
+
+typedef struct {
+    real *packed;        /* (D, direction_size) */
+    real *a;             /* pre-activations of the chunks of all workers, (rows, width) */
+    real **rows;         /* for each worker (forward_rows + B): a chunk's rows of x */
+    real **x, **y, **h;  /* for each worker (B): first rows of x and y, the rows of h_{t-1} */
+} forward_space;
+
+static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed, arena *a) {
+    const forward_weights f = forward_weights_of(layer);
+    const int64_t B = batch->B;
+    forward_space s = {0};
+    if (!packed) s.packed = take_reals(a, layer->directions * (int64_t)f.direction_size);
+    s.a = take_reals(a, (threads * forward_rows(&f) + layer->directions * B) * packed_width(&f.W));
+    s.rows = take_rows(a, threads * (forward_rows(&f) + B));
+    s.x = take_rows(a, threads * B);
+    s.y = take_rows(a, threads * B);
+    s.h = take_rows(a, threads * B);
+    return s;
+}
+
+static size_t forward_size(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed) {
+    arena a = {0};
+    forward_space_of(layer, batch, threads, packed, &a);
+    return a.used;
+}
+
+static size_t forward_packed_size(const frnn_layer *layer) {
+    return (size_t)layer->directions * forward_weights_of(layer).direction_size * sizeof(real);
+}
+
+static void pack_forward(const frnn_layer *layer, const frnn_weights *weights, real *packed, const frnn_worker *w) {
+    const forward_weights f = forward_weights_of(layer);
+    const int64_t from = part(w->id, w->size, f.W.panels), to = part(w->id + 1, w->size, f.W.panels);
+    for (int d = 0; d < layer->directions; ++d, packed += f.direction_size) {
+        real *W = packed + packed_width(&f.W);
+        pack_weights(&f.W, weights[d].W, W, from, to);
+        pack_weights(&f.R, weights[d].R, W + f.W_size, from, to);
+        if (w->id == 0) pack_biases(&f.W, weights[d].b_ih, weights[d].b_hh, packed);
+    }
+}
+
+static void pack_work(void *argument, const frnn_worker *w) {
+    const frnn_job *job = argument;
+    pack_forward(job->layer, job->weights, job->packed, w);
+}
+
+/* out = init + rows W for `count` rows and the panels [from, to), to where packed rows lie. */
+static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
+                         int64_t to, const real *init, real *out) {
+    const int64_t tiles = tiles_of(count), width = packed_width(p);
+    for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t row = part(i, tiles, count), height = part(i + 1, tiles, count) - row;
+        for (int64_t j = from; j < to; ++j) {
+            const int64_t column = packed_column(p, j);
+            tile_kernels[height - 1][panel_vectors(p, j) * p->gates - 1](
+                p->K, rows + row, 1, panels + column * p->K, init + column, 0, out + row * width + column, width);
+        }
+    }
+}
+
+static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
+    const frnn_layer *layer = job->layer;
+    const frnn_batch *batch = job->batch;
+    const frnn_forward_args *args = job->args;
+    const cell_kernels *cell = &cells[layer->cell];
+    const forward_weights f = forward_weights_of(layer);
+    const int64_t B = batch->B, H = layer->hidden_size, width = packed_width(&f.W), most_rows = forward_rows(&f);
+    const real *bias = (args->packed ? (const real *)args->packed : space->packed) + (size_t)d * f.direction_size;
+    const real *W = bias + width, *R = W + f.W_size;
+    const int64_t from = part(s->part, s->parts, f.R.panels), to = part(s->part + 1, s->parts, f.R.panels);
+
+    /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
+    const int64_t leader = w->id - s->part;
+    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * width;
+    real **chunk_rows = space->rows + w->id * (most_rows + B), **h = space->h + w->id * B;
+    const sequences x = sequences_of(batch, &args->x, d, 0, space->x + w->id * B, s->first, s->end);
+    const sequences y = sequences_of(batch, &args->y, d, d * H, space->y + w->id * B, s->first, s->end);
+    for (int64_t p = s->first; p < s->end; ++p) {
+        h[p] = (real *)args->h0 + (d * B + sequence_at(batch, p)) * H;
+    }
+
+    double macs = 0;
+    int64_t active = active_after(batch, s->end, 0);
+    for (int64_t t = 0, next; active > s->first; t = next) {
+        int64_t count = 0, now = active;
+        for (next = t; now > s->first && (next == t || count + now - s->first <= most_rows);) {
+            for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, next);
+            now = active_after(batch, now, ++next);
+        }
+        product_rows(&f.W, W, (const real *const *)chunk_rows, count, from, to, bias, a);
+        macs += (double)count * (double)width * (double)(layer->input_size + H);
+        poll(job, w, &macs);
+        if (leave(job, s)) break;
+
+        const real *init = a;
+        for (int64_t step = t; step < next; ++step) {
+            const int64_t rows = active - s->first, tiles = tiles_of(rows);
+            for (int64_t j = from; j < to; ++j) {
+                const int64_t column = packed_column(&f.R, j), unit = first_vector(&f.R, j) * VL;
+                const int vecs = panel_vectors(&f.R, j);
+                for (int64_t i = 0; i < tiles; ++i) {
+                    const int64_t row = part(i, tiles, rows), p = s->first + row;
+                    const int height = (int)(part(i + 1, tiles, rows) - row);
+                    real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
+                    tile_kernels[height - 1][vecs * cell->gates - 1](H, (const real *const *)h + p, 1, R + column * H,
+                                                                     init + row * width + column, width, tile,
+                                                                     vecs * cell->gates * VL);
+                    for (int r = 0; r < height; ++r) out[r] = row_at(&y, p + r, step);
+                    cell->forward(tile, &(forward_point){height, vecs, unit, H - unit, out});
+                }
+            }
+            for (int64_t p = s->first; p < active; ++p) h[p] = row_at(&y, p, step);
+            init += rows * width;
+            active = active_after(batch, active, step + 1);
+            frnn_barrier(s->group, s->parts);
+        }
+    }
+    if (s->part == 0) {
+        for (int64_t p = s->first; p < s->end; ++p) {
+            real *out = (real *)args->hT + (d * B + sequence_at(batch, p)) * H;
+            if (out != h[p]) memmove(out, h[p], (size_t)H * sizeof(real));
+        }
+    }
+}
+
+static void forward_work(void *argument, const frnn_worker *w) {
+    frnn_job *job = argument;
+    const frnn_forward_args *args = job->args;
+    arena a = {.base = args->workspace};
+    const forward_space space = forward_space_of(job->layer, job->batch, job->threads, args->packed != NULL, &a);
+    if (!args->packed) {
+        pack_forward(job->layer, args->weights, space.packed, w);
+        frnn_barrier(FRNN_ALL, w->size);
+    }
+    const share s = share_of(w, job->layer, job->batch, cells[job->layer->cell].gates);
+    for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
+}

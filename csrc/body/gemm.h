@@ -1,0 +1,162 @@
+/* The product: packed panels and the micro-kernel that everything runs on.
+ *
+ * A matrix of N columns (hidden units with all their gates, or plain columns) and K rows is packed into panels: a panel
+ * holds up to TILE_VECS vectors of columns side by side, for every k in turn, so the micro-kernel reads it as one stream.
+ * A tile is up to TILE_ROWS rows by one panel; its sums stay in registers for the whole of k.
+ *
+ * Every element is one chain of fused multiply-adds in the order of k, from its initial value on, whatever the tile: this
+ * is why results do not depend on the batch, the threads or the width of a vector. */
+
+INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+/* Where part i of n begins, when `total` things are shared out as evenly as whole numbers allow. */
+INLINE int64_t part(int64_t i, int64_t n, int64_t total) { return i * total / n; }
+
+/* How N units of G gates lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)), and
+ * within it, for each k, gate by gate, those vectors. */
+typedef struct {
+    int64_t units, K;
+    int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
+    int gates;
+} packing;
+
+INLINE packing packing_of(int64_t units, int gates, int64_t K) {
+    packing p = {.units = units, .K = K, .gates = gates};
+    p.vectors = divide_up(units, VL);
+    p.panels = divide_up(p.vectors, most(1, TILE_VECS / gates));
+    return p;
+}
+INLINE int64_t first_vector(const packing *p, int64_t panel) { return part(panel, p->panels, p->vectors); }
+INLINE int panel_vectors(const packing *p, int64_t panel) {
+    return (int)(first_vector(p, panel + 1) - first_vector(p, panel));
+}
+/* Columns of one packed row (bias, hoisted product): all panels' widths together. */
+INLINE int64_t packed_width(const packing *p) { return p->vectors * p->gates * VL; }
+INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL; }
+INLINE size_t packed_size(const packing *p) { return (size_t)(packed_width(p) * p->K); }
+
+/* VL vectors of VL lanes, rows into columns: zipping row i with row i + VL/2 rotates the bits of (row, lane) by one, so
+ * log2(VL) rounds exchange the two. */
+INLINE void transpose(vec *row) {
+    for (int round = 1; round < VL; round *= 2) {
+        vec next[VL];
+        for (int i = 0; i < VL / 2; ++i) {
+            next[2 * i] = v_zip_lo(row[i], row[i + VL / 2]);
+            next[2 * i + 1] = v_zip_hi(row[i], row[i + VL / 2]);
+        }
+        for (int i = 0; i < VL; ++i) row[i] = next[i];
+    }
+}
+
+/* Packs panels [from, to) of a weight matrix w (gates * units, K): column (g, j) of the panels is row g * units + j. */
+static void pack_weights(const packing *p, const real *w, real *packed, int64_t from, int64_t to) {
+    for (int64_t panel = from; panel < to; ++panel) {
+        real *out = packed + packed_column(p, panel) * p->K;
+        const int vectors = panel_vectors(p, panel), width = vectors * p->gates * VL;
+        for (int g = 0; g < p->gates; ++g) {
+            for (int u = 0; u < vectors; ++u) {
+                const int64_t unit = (first_vector(p, panel) + u) * VL;
+                const int64_t rows = least(VL, p->units - unit);
+                const real *row = w + (g * p->units + unit) * p->K;
+                for (int64_t k = 0; k < p->K; k += VL) {
+                    const int64_t n = least(VL, p->K - k);
+                    vec block[VL];
+                    for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * p->K + k, n) : v_set1(0);
+                    transpose(block);
+                    for (int i = 0; i < n; ++i) v_store(out + (k + i) * width + (g * vectors + u) * VL, block[i]);
+                }
+            }
+        }
+    }
+}
+
+/* The sum of two biases (gates * units), either of which may be NULL, in the order of the panels. */
+static void pack_biases(const packing *p, const real *one, const real *other, real *packed) {
+    for (int64_t panel = 0; panel < p->panels; ++panel) {
+        for (int g = 0; g < p->gates; ++g) {
+            for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, packed += VL) {
+                const int64_t column = g * p->units + v * VL, n = least(VL, p->units - v * VL);
+                vec sum = v_set1(0);
+                if (one) sum = v_load_n(one + column, n);
+                if (other) sum = v_add(sum, v_load_n(other + column, n));
+                v_store(packed, sum);
+            }
+        }
+    }
+}
+
+/* Packs one panel of a matrix of K rows and p->units columns (one gate): row k is rows[k] or, without rows, stands at
+ * matrix + k * p->units. */
+static void pack_panel(const packing *p, const real *matrix, const real *const *rows, int64_t K, int64_t panel,
+                       real *packed) {
+    const int vectors = panel_vectors(p, panel);
+    const int64_t column = first_vector(p, panel) * VL, columns = least(vectors * VL, p->units - column);
+    const int whole = (int)(columns / VL);
+    for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
+        const real *row = (rows ? rows[k] : matrix + k * p->units) + column;
+        for (int u = 0; u < whole; ++u) v_store(packed + u * VL, v_load(row + u * VL));
+        if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
+    }
+}
+
+/* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
+ * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 starts all alike. */
+INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *const *row, int64_t stride,
+                      const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+    vec sum[TILE_ROWS][TILE_VECS];
+    const real *a[TILE_ROWS];
+    for (int r = 0; r < rows; ++r) {
+        a[r] = row[r];
+        for (int n = 0; n < vecs; ++n) sum[r][n] = v_load(init + r * init_step + n * VL);
+    }
+    for (int64_t k = 0; k < K; ++k, panel += vecs * VL) {
+        vec w[TILE_VECS];
+        for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
+        for (int r = 0; r < rows; ++r) {
+            const vec x = v_set1(a[r][k * stride]);
+            for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int n = 0; n < vecs; ++n) v_store(out + r * out_step + n * VL, sum[r][n]);
+    }
+}
+
+typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, const real *panel, const real *init,
+                         int64_t init_step, real *out, int64_t out_step);
+
+#define TILE_KERNEL(rows, vecs)                                                                                     \
+    static void tile_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,          \
+                                     const real *init, int64_t init_step, real *out, int64_t out_step) {            \
+        tile_body(rows, vecs, K, row, stride, panel, init, init_step, out, out_step);                               \
+    }
+#define TILE_KERNELS(rows) TILE_KERNEL(rows, 1) TILE_KERNEL(rows, 2) TILE_KERNEL(rows, 3) TILE_KERNEL(rows, 4)
+#define TILE_NAMES(rows) {tile_##rows##x1, tile_##rows##x2, tile_##rows##x3, tile_##rows##x4}
+
+TILE_KERNELS(1)
+TILE_KERNELS(2)
+#if TILE_ROWS > 2
+TILE_KERNELS(3)
+#endif
+#if TILE_ROWS > 3
+TILE_KERNELS(4)
+TILE_KERNELS(5)
+TILE_KERNELS(6)
+#endif
+
+static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {
+    TILE_NAMES(1),
+    TILE_NAMES(2),
+#if TILE_ROWS > 2
+    TILE_NAMES(3),
+#endif
+#if TILE_ROWS > 3
+    TILE_NAMES(4),
+    TILE_NAMES(5),
+    TILE_NAMES(6),
+#endif
+};
+
+/* `count` rows are covered by tiles of nearly equal height: tile i is rows [part(i, tiles, count), part(i + 1, ...)). */
+INLINE int64_t tiles_of(int64_t count) { return divide_up(count, TILE_ROWS); }

@@ -1,0 +1,129 @@
+/* What the two time loops share: where rows lie, who does what, and how long a chunk of time is.
+ *
+ * The sequences stand in `order`, by descending length, so at step t the active ones are positions 0 .. active - 1. The
+ * second direction reads each sequence from its own last step: its rows have a negative time step. */
+
+#include "../kernels.h"
+
+
+
+/* The first row of every sequence in the order that one direction reads it, and the step from one row to the next. */
+typedef struct {
+    real **first; /* (B,) */
+    int64_t step;
+} sequences;
+
+INLINE int64_t length_at(const frnn_batch *batch, int64_t p) {
+    return batch->lengths ? batch->lengths[batch->order[p]] : batch->T;
+}
+INLINE int64_t sequence_at(const frnn_batch *batch, int64_t p) { return batch->order ? batch->order[p] : p; }
+
+/* Fills positions [from, to) of the sequences that `rows` hold, each row taken at `column`. */
+static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, int reverse, int64_t column, real **first,
+                              int64_t from, int64_t to) {
+    for (int64_t p = from; p < to; ++p) {
+        const int64_t b = sequence_at(batch, p), length = length_at(batch, p);
+        const int64_t start = rows->starts ? rows->starts[b] * rows->time_step : b * rows->sequence_step;
+        const int64_t step = reverse && length > 0 ? length - 1 : 0;
+        first[p] = (real *)rows->data + start + step * rows->time_step + column;
+    }
+    return (sequences){first, reverse ? -rows->time_step : rows->time_step};
+}
+INLINE real *row_at(const sequences *s, int64_t p, int64_t t) { return s->first[p] + t * s->step; }
+
+/* How many of positions [0, end) are still active at step t, given a count that was right for an earlier or the same t;
+ * and the same going back in time. */
+INLINE int64_t active_after(const frnn_batch *batch, int64_t active, int64_t t) {
+    if (!batch->lengths) return t < batch->T ? active : 0;
+    while (active > 0 && length_at(batch, active - 1) <= t) --active;
+    return active;
+}
+INLINE int64_t active_before(const frnn_batch *batch, int64_t active, int64_t t, int64_t end) {
+    if (!batch->lengths) return t < batch->T ? end : 0;
+    while (active < end && length_at(batch, active) > t) ++active;
+    return active;
+}
+
+/* One worker's part of the time loop: directions, positions of sequences, and of the hidden units one part of `parts`. */
+typedef struct {
+    int first_direction, end_direction;
+    int64_t first, end;
+    int part, parts;
+    int group; /* of the barrier at which the parts meet */
+} share;
+
+/* Where part i of n begins, when positions are shared out by their number of steps. */
+static int64_t cut_by_steps(const frnn_batch *batch, int i, int n) {
+    if (!batch->lengths || i == 0 || i == n) return part(i, n, batch->B);
+    double steps = 0, before = 0;
+    for (int64_t p = 0; p < batch->B; ++p) steps += (double)length_at(batch, p);
+    int64_t p = 0;
+    while (p < batch->B && before * n < steps * i) before += (double)length_at(batch, p++);
+    return p;
+}
+
+/* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
+ * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for a
+ * barrier (about STEP_MACS multiply-adds for each worker), the hidden units. */
+enum { ROWS_EACH = 4, STEP_MACS = 1 << 15 };
+
+static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
+    const int D = layer->directions;
+    const int64_t B = batch->B;
+    share s = {.end_direction = D, .parts = 1};
+    int id = w->id, size = w->size;
+    if (B < ROWS_EACH * (int64_t)size && D > 1 && size > 1) {
+        const int gang = size / D;
+        s.group = FRNN_GANG + id / gang;
+        s.first_direction = id / gang;
+        s.end_direction = id / gang < D ? id / gang + 1 : 0; /* one worker too many: no direction */
+        if (s.first_direction >= D) return (share){.parts = 1};
+        id %= gang;
+        size = gang;
+    }
+    if (B >= ROWS_EACH * (int64_t)size) {
+        s.first = cut_by_steps(batch, id, size);
+        s.end = cut_by_steps(batch, id + 1, size);
+    } else {
+        const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
+        const int useful = (int)least(size, most(1, (int64_t)(macs / STEP_MACS)));
+        s.end = id < useful ? B : 0;
+        s.part = id;
+        s.parts = useful;
+    }
+    return s;
+}
+
+/* Should the call end? Asked by worker 0 about every POLL_MACS multiply-adds. */
+#define POLL_MACS 1e8
+
+static void poll(frnn_job *job, const frnn_worker *w, double *macs) {
+    if (w->id != 0 || *macs < POLL_MACS) return;
+    *macs = 0;
+    if (job->interrupt->should_stop && job->interrupt->should_stop(job->interrupt->context)) {
+        atomic_store(&job->stopped, 1);
+    }
+}
+
+/* The answer, for workers that go on without each other; those that share a step meet here, and their first one's
+ * reading holds for all, or one would leave and the others wait for it. */
+static int leave(frnn_job *job, const share *s) {
+    if (s->parts == 1) return atomic_load(&job->stopped);
+    if (s->part == 0) atomic_store(&job->leaving[s->group], atomic_load(&job->stopped));
+    frnn_barrier(s->group, s->parts);
+    return atomic_load(&job->leaving[s->group]);
+}
+
+/* The workspace is handed out piece by piece, in 64-byte units; with base NULL it is only measured. */
+typedef struct {
+    char *base;
+    size_t used;
+} arena;
+
+static void *take(arena *a, size_t count, size_t size) {
+    void *piece = a->base ? a->base + a->used : NULL;
+    a->used += (count * size + 63) / 64 * 64;
+    return piece;
+}
+INLINE real *take_reals(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real)); }
+INLINE real **take_rows(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real *)); }

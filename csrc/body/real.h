@@ -1,0 +1,31 @@
+/* The element type of this object: every kernel source is compiled once per instruction set and element type,
+ * with FRNN_BITS 32 or 64. */
+#ifndef FRNN_REAL_H
+#define FRNN_REAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if FRNN_BITS == 32
+typedef float real;
+typedef int32_t real_int; /* the integer as wide as a real */
+#define REAL_MANTISSA 23
+#define REAL_BIAS 127
+#define BY_BITS(single, twice) single
+#elif FRNN_BITS == 64
+typedef double real;
+typedef int64_t real_int;
+#define REAL_MANTISSA 52
+#define REAL_BIAS 1023
+#define BY_BITS(single, twice) twice
+#else
+#error "FRNN_BITS is 32 or 64"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* A packed panel holds at most this many vectors side by side; an instruction set chooses TILE_ROWS, the rows of a
+ * tile, so that TILE_ROWS * TILE_VECS accumulators and the operands fit its registers. */
+#define TILE_VECS 4
+
+#endif

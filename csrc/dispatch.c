@@ -1,0 +1,198 @@
+/* From the public calls to the table of an instruction set: checks of sizes, the number of threads that pays, and the
+ * floating-point mode of every worker. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+struct frnn_isa {
+    const char *name;
+    const frnn_kernels *kernels[2]; /* by frnn_dtype */
+};
+
+#define ISA(name, usable) extern const frnn_kernels frnn_##name##_f32, frnn_##name##_f64;
+#include "isas.def"
+#undef ISA
+
+#define ISA(name, usable) {#name, {&frnn_##name##_f32, &frnn_##name##_f64}},
+static const frnn_isa isas[] = {
+#include "isas.def"
+};
+#undef ISA
+
+enum { ISAS = sizeof isas / sizeof *isas };
+
+static int usable(int row) {
+    const int answers[ISAS] = {
+#define ISA(name, usable) (usable) != 0,
+#include "isas.def"
+#undef ISA
+    };
+    return answers[row];
+}
+
+const frnn_isa *frnn_isa_at(int index) {
+    for (int row = 0; row < ISAS && index >= 0; ++row) {
+        if (usable(row) && index-- == 0) return &isas[row];
+    }
+    return NULL;
+}
+
+const char *frnn_isa_name(const frnn_isa *isa) { return isa->name; }
+
+static const struct {
+    const char *name;
+    int gates;
+} cells[] = {
+#define CELL(name, equations, variant, gates) {#name, gates},
+#include "cells/cells.def"
+#undef CELL
+};
+
+enum { CELLS = sizeof cells / sizeof *cells };
+
+const char *frnn_cell_name(int cell) { return cell >= 0 && cell < CELLS ? cells[cell].name : NULL; }
+int frnn_cell_gates(int cell) { return cell >= 0 && cell < CELLS ? cells[cell].gates : 0; }
+
+/* Flush-to-zero and denormals-are-zero: a gradient that vanishes passes through denormal numbers, which many processors
+ * handle a hundred times slower. Set for a worker's job and then put back. */
+#if defined(__x86_64__)
+typedef unsigned fp_mode;
+static fp_mode flush_denormals(void) {
+    const fp_mode before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040u);
+    return before;
+}
+static void restore(fp_mode before) { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+typedef uint64_t fp_mode;
+static fp_mode flush_denormals(void) {
+    fp_mode before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | (1u << 24)));
+    return before;
+}
+static void restore(fp_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+typedef int fp_mode;
+static fp_mode flush_denormals(void) { return 0; }
+static void restore(fp_mode before) { (void)before; }
+#endif
+
+typedef struct {
+    void (*work)(void *job, const frnn_worker *worker);
+    frnn_job *job;
+} flushed_work;
+
+static void work_flushed(void *argument, const frnn_worker *worker) {
+    const flushed_work *f = argument;
+    const fp_mode before = flush_denormals();
+    f->work(f->job, worker);
+    restore(before);
+}
+
+/* Below this many multiply-adds a call is over before another thread has woken. */
+#define MACS_EACH 1e6
+
+static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
+    double steps = (double)batch->T * (double)batch->B;
+    if (batch->lengths) {
+        steps = 0;
+        for (int64_t b = 0; b < batch->B; ++b) steps += (double)batch->lengths[b];
+    }
+    const double macs = passes * steps * layer->directions * frnn_cell_gates(layer->cell) * (double)layer->hidden_size *
+                        ((double)layer->input_size + (double)layer->hidden_size);
+    const double useful = 1 + macs / MACS_EACH;
+    return useful < threads ? (int)useful : threads;
+}
+
+static frnn_status run(void (*work)(void *, const frnn_worker *), frnn_job *job, int threads) {
+    frnn_run(threads, work_flushed, &(flushed_work){work, job});
+    return atomic_load(&job->stopped) ? FRNN_STOPPED : FRNN_OK;
+}
+
+/* Sizes are products of a few dims; with every product below 2^56 reals none of them can overflow. */
+static int layer_fits(const frnn_layer *layer) {
+    const double limit = 72057594037927936.0, I = (double)layer->input_size, H = (double)layer->hidden_size;
+    return layer->cell >= 0 && layer->cell < CELLS && (layer->dtype == FRNN_F32 || layer->dtype == FRNN_F64) &&
+           (layer->directions == 1 || layer->directions == 2) && layer->input_size >= 1 && layer->hidden_size >= 1 &&
+           (I + H + 64) * (H + 64) * cells[layer->cell].gates * layer->directions < limit;
+}
+
+static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int threads) {
+    const double limit = 72057594037927936.0;
+    return batch->T >= 0 && batch->B >= 0 && threads >= 1 && (batch->lengths == NULL || batch->order != NULL) &&
+           ((double)batch->B + 512) * threads * ((double)layer->input_size + (double)layer->hidden_size + 64) * cells[layer->cell].gates <
+               limit;
+}
+
+static const frnn_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer) { return isa->kernels[layer->dtype]; }
+
+size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer) {
+    return layer_fits(layer) ? kernels_of(isa, layer)->packed_size(layer) : 0;
+}
+
+frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights weights[],
+                      void *packed) {
+    if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
+    frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
+    const frnn_batch one_step = {.T = 1, .B = 1};
+    return run(kernels_of(isa, layer)->pack, &job, useful_threads(threads, layer, &one_step, 1));
+}
+
+size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                              int packed) {
+    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return 0;
+    return kernels_of(isa, layer)->forward_size(layer, batch, threads, packed);
+}
+
+frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                         const frnn_forward_args *args) {
+    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
+    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = &args->interrupt};
+    return run(kernels_of(isa, layer)->forward, &job, useful_threads(threads, layer, batch, 1));
+}
+
+size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch) {
+    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return 0;
+    return kernels_of(isa, layer)->backward_size(layer, batch, threads);
+}
+
+frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                          const frnn_backward_args *args) {
+    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
+    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = &args->interrupt};
+    return run(kernels_of(isa, layer)->backward, &job, useful_threads(threads, layer, batch, 2));
+}
+
+frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
+                          void *out) {
+    const fp_mode before = flush_denormals();
+    isa->kernels[dtype]->evaluate(function, n, in, out);
+    restore(before);
+    return FRNN_OK;
+}
+
+size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N) {
+    return isa->kernels[dtype]->product_size(K, N);
+}
+
+frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
+                         const void *b, void *c, void *workspace) {
+    const fp_mode before = flush_denormals();
+    isa->kernels[dtype]->product(M, K, N, a, b, c, workspace);
+    restore(before);
+    return FRNN_OK;
+}
+
+int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds) {
+    return isa->kernels[dtype]->fma_loop(rounds);
+}
+
+int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds) {
+    const fp_mode before = flush_denormals();
+    const int64_t read = isa->kernels[FRNN_F32]->read_loop(data, bytes, rounds);
+    restore(before);
+    return read;
+}

@@ -1,0 +1,131 @@
+/* fastrnn: recurrent layers on the CPU, forward and reverse (back-propagation through time). C11, no dependencies but
+ * POSIX threads.
+ *
+ * Letters: T time steps, B sequences, I inputs, H hidden units, G gates, D directions. Matrices are row-major; a real is a
+ * float or a double as the layer's dtype says. No function allocates memory, but for the thread team at its first use:
+ * the caller asks for the size of the workspace and hands one over. Every function may be called from several threads. */
+#ifndef FASTRNN_H
+#define FASTRNN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    FRNN_OK = 0,
+    FRNN_INVALID = 1, /* an argument is out of its range */
+    FRNN_STOPPED = 2, /* should_stop said so; outputs are incomplete */
+} frnn_status;
+
+typedef enum { FRNN_F32 = 0, FRNN_F64 = 1 } frnn_dtype;
+
+/* An instruction set that this library was built for. They are numbered from 0, best first. */
+typedef struct frnn_isa frnn_isa;
+const frnn_isa *frnn_isa_at(int index); /* NULL beyond the last one that this processor runs */
+const char *frnn_isa_name(const frnn_isa *isa);
+
+/* Cells are numbered by the rows of cells/cells.def. */
+const char *frnn_cell_name(int cell); /* NULL beyond the last */
+int frnn_cell_gates(int cell);
+
+/* Processors this process may use: its affinity, and the quota of its control group. */
+int frnn_processors(void);
+
+/* One layer. */
+typedef struct {
+    int cell;
+    frnn_dtype dtype;
+    int directions; /* 1 or 2; the second reads every sequence from its last step to its first */
+    int64_t input_size, hidden_size; /* I, H (not so named, for complex.h makes a macro of I) */
+} frnn_layer;
+
+/* One batch of sequences. */
+typedef struct {
+    int64_t T, B;
+    const int64_t *lengths; /* (B,), 0..T; NULL: every length is T */
+    const int64_t *order;   /* (B,), the sequences by descending length; NULL only if lengths is */
+} frnn_batch;
+
+/* A value for each step of each sequence: the row of step t of sequence b begins at
+ * data + t * time_step + (starts ? starts[b] * time_step : b * sequence_step), in reals. */
+typedef struct {
+    void *data;
+    int64_t time_step, sequence_step;
+    const int64_t *starts; /* (B,): a ragged batch, the sequences one after another */
+} frnn_rows;
+
+/* The weights of one direction, or their gradients. */
+typedef struct {
+    void *W;          /* (G*H, I) */
+    void *R;          /* (G*H, H) */
+    void *b_ih, *b_hh; /* (G*H,), or NULL */
+} frnn_weights;
+
+/* Called now and then on the calling thread during a long call; not 0: stop. */
+typedef struct {
+    int (*should_stop)(void *context);
+    void *context;
+} frnn_interrupt;
+
+/* Weights prepared for forward; they serve any number of calls on the instruction set that packed them. */
+size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer); /* bytes; 0: the size overflows */
+frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights weights[],
+                      void *packed);
+
+/* y_t = h_t = cell(W x_t + b + R h_{t-1}). Rows of y hold the D*H outputs of a step; rows past a sequence's length are
+ * left alone. When D = 1 and I = H, y may be x. */
+typedef struct {
+    const frnn_weights *weights; /* (D,); not read if packed is given */
+    const void *packed;          /* from frnn_pack, or NULL */
+    frnn_rows x, y;              /* rows of I, of D*H */
+    const void *h0;              /* (D, B, H) */
+    void *hT;                    /* (D, B, H): the state after each sequence's last step */
+    frnn_interrupt interrupt;
+    void *workspace;
+} frnn_forward_args;
+
+size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                              int packed); /* bytes; 0: the size overflows */
+frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                         const frnn_forward_args *args);
+
+/* The gradients of a loss J, from dJ/dy at every step and dJ/dhT. What forward computed (y) is read only. */
+typedef struct {
+    const frnn_weights *weights; /* (D,) */
+    frnn_rows x, y;              /* as forward read and wrote them */
+    const void *h0;              /* (D, B, H) */
+    frnn_rows dy;                /* rows of D*H; data NULL: zero */
+    const void *dhT;             /* (D, B, H) or NULL: zero */
+    frnn_rows dx;                /* rows of I; overwritten if D = 1, else added to */
+    void *dh0;                   /* (D, B, H), overwritten */
+    const frnn_weights *gradients; /* (D,), added to */
+    frnn_interrupt interrupt;
+    void *workspace;
+} frnn_backward_args;
+
+size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch);
+frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                          const frnn_backward_args *args);
+
+/* The parts, for tests: out = function(in), elementwise, n reals; and c (M, N) = a (M, K) b (K, N), whose workspace is
+ * frnn_product_workspace bytes. */
+typedef enum { FRNN_EXP = 0, FRNN_TANH = 1, FRNN_LOGISTIC = 2 } frnn_function;
+frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
+                          void *out);
+size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N);
+frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
+                         const void *b, void *c, void *workspace);
+
+/* The limits of the machine, to be timed by the caller: `rounds` turns of fused multiply-adds in registers, or reads of
+ * all of data (bytes, a multiple of 4096). Each returns what it did: operations, bytes. */
+int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds);
+int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,77 @@
+/* AArch64 Advanced SIMD (NEON): 32 registers of 16 bytes. */
+#include <arm_neon.h>
+
+#include "../body/real.h"
+
+#define KERNELS BY_BITS(frnn_neon_f32, frnn_neon_f64)
+#define TILE_ROWS 6
+
+#if FRNN_BITS == 32
+#define OP(name) name##_f32
+#define BITS(name) name##_u32
+#define AS_BITS vreinterpretq_u32_f32
+#define AS_REAL vreinterpretq_f32_u32
+typedef float32x4_t vec;
+typedef uint32x4_t vec_bits;
+#else
+#define OP(name) name##_f64
+#define BITS(name) name##_u64
+#define AS_BITS vreinterpretq_u64_f64
+#define AS_REAL vreinterpretq_f64_u64
+typedef float64x2_t vec;
+typedef uint64x2_t vec_bits;
+#endif
+#define VL ((int)(sizeof(vec) / sizeof(real)))
+
+INLINE vec v_load(const real *p) { return OP(vld1q)(p); }
+INLINE void v_store(real *p, vec a) { OP(vst1q)(p, a); }
+INLINE vec v_load_n(const real *p, int64_t n) {
+    real lane[VL] = {0};
+    for (int i = 0; i < n; ++i) lane[i] = p[i];
+    return v_load(lane);
+}
+INLINE void v_store_n(real *p, vec a, int64_t n) {
+    real lane[VL];
+    v_store(lane, a);
+    for (int i = 0; i < n; ++i) p[i] = lane[i];
+}
+INLINE vec v_set1(real a) { return OP(vdupq_n)(a); }
+
+INLINE vec v_add(vec a, vec b) { return OP(vaddq)(a, b); }
+INLINE vec v_sub(vec a, vec b) { return OP(vsubq)(a, b); }
+INLINE vec v_mul(vec a, vec b) { return OP(vmulq)(a, b); }
+INLINE vec v_div(vec a, vec b) { return OP(vdivq)(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return OP(vfmaq)(c, a, b); }
+INLINE vec v_fnma(vec a, vec b, vec c) { return OP(vfmsq)(c, a, b); }
+
+INLINE vec choose(vec_bits mask, vec yes, vec no) { return OP(vbslq)(mask, yes, no); }
+
+/* b where either is NaN */
+INLINE vec v_min(vec a, vec b) { return choose(OP(vcltq)(a, b), a, b); }
+INLINE vec v_max(vec a, vec b) { return choose(OP(vcgtq)(a, b), a, b); }
+INLINE vec v_abs(vec a) { return OP(vabsq)(a); }
+INLINE vec v_copysign(vec a, vec b) { return choose(AS_BITS(v_set1((real)-0.0)), b, a); }
+INLINE vec v_floor(vec a) { return OP(vrndmq)(a); }
+INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose(OP(vcleq)(a, b), yes, no); }
+INLINE vec v_zip_lo(vec a, vec b) { return OP(vzip1q)(a, b); }
+INLINE vec v_zip_hi(vec a, vec b) { return OP(vzip2q)(a, b); }
+
+#if FRNN_BITS == 32
+INLINE vec exp2_whole(int32x4_t n) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(REAL_BIAS)), REAL_MANTISSA));
+}
+INLINE vec v_scale2(vec a, vec n) { /* in two halves, since n may lie beyond the normal exponents */
+    const int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
+    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(vsubq_s32(whole, half)));
+}
+#else
+INLINE vec exp2_whole(int64x2_t n) {
+    return vreinterpretq_f64_s64(vshlq_n_s64(vaddq_s64(n, vdupq_n_s64(REAL_BIAS)), REAL_MANTISSA));
+}
+INLINE vec v_scale2(vec a, vec n) {
+    const int64x2_t whole = vcvtq_s64_f64(n), half = vshrq_n_s64(whole, 1);
+    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(vsubq_s64(whole, half)));
+}
+#endif
+
+#include "../body/body.h"

@@ -1,0 +1,37 @@
+/* What dispatch.c and the objects of the instruction sets share: the jobs, and the table each object exports. */
+#ifndef FRNN_KERNELS_H
+#define FRNN_KERNELS_H
+
+#include <stdatomic.h>
+
+#include "fastrnn.h"
+#include "threads.h"
+
+/* A call on its way: frnn_forward, frnn_backward or frnn_pack. */
+typedef struct {
+    const frnn_layer *layer;
+    const frnn_batch *batch;
+    const void *args; /* frnn_forward_args or frnn_backward_args */
+    int threads;      /* as many as the workspace was made for */
+    const frnn_weights *weights;
+    void *packed;
+    const frnn_interrupt *interrupt;
+    atomic_int stopped, leaving[FRNN_GROUPS];
+} frnn_job;
+
+/* One table for each instruction set and element type, the only symbol its object exports. Sizes count reals. */
+typedef struct {
+    size_t (*packed_size)(const frnn_layer *layer);
+    size_t (*forward_size)(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed);
+    size_t (*backward_size)(const frnn_layer *layer, const frnn_batch *batch, int threads);
+    void (*pack)(void *job, const frnn_worker *worker);
+    void (*forward)(void *job, const frnn_worker *worker);
+    void (*backward)(void *job, const frnn_worker *worker);
+    void (*evaluate)(frnn_function function, int64_t n, const void *in, void *out);
+    size_t (*product_size)(int64_t K, int64_t N);
+    void (*product)(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace);
+    int64_t (*fma_loop)(int64_t rounds);
+    int64_t (*read_loop)(const void *data, int64_t bytes, int64_t rounds);
+} frnn_kernels;
+
+#endif

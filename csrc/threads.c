@@ -1,0 +1,209 @@
+/* The team of threads: see threads.h.
+ *
+ * A wait is a bounded spin on a counter, then sleep under a mutex. With more workers than processors there is no spin.
+ * After fork the child has none of the threads: it forgets the team and builds one anew when it needs it. The parent is
+ * left alone, so a fork while the team is at work harms neither. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fastrnn.h"
+#include "threads.h"
+
+enum { MAX_WORKERS = 256, SPINS = 3000 };
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+/* A counter that threads wait on. A sleeper is counted before it looks at the value for the last time, and the value
+ * changes before the sleepers are looked at, so no wake-up is lost. */
+typedef struct {
+    atomic_uint value;
+    atomic_uint sleepers;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} event;
+
+static void event_init(event *e) {
+    atomic_init(&e->value, 0);
+    atomic_init(&e->sleepers, 0);
+    pthread_mutex_init(&e->mutex, NULL);
+    pthread_cond_init(&e->changed, NULL);
+}
+
+static void event_wait(event *e, unsigned old, int spins) {
+    for (int i = 0; i < spins; ++i) {
+        if (atomic_load_explicit(&e->value, memory_order_acquire) != old) return;
+        pause_briefly();
+    }
+    pthread_mutex_lock(&e->mutex);
+    atomic_fetch_add(&e->sleepers, 1);
+    while (atomic_load(&e->value) == old) pthread_cond_wait(&e->changed, &e->mutex);
+    atomic_fetch_sub(&e->sleepers, 1);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+static void event_advance(event *e) {
+    atomic_fetch_add(&e->value, 1);
+    if (atomic_load(&e->sleepers) != 0) {
+        pthread_mutex_lock(&e->mutex);
+        pthread_cond_broadcast(&e->changed);
+        pthread_mutex_unlock(&e->mutex);
+    }
+}
+
+typedef struct {
+    _Alignas(64) atomic_int arrived;
+    event passed;
+} barrier;
+
+static void barrier_wait(barrier *b, int members, int spins) {
+    const unsigned turn = atomic_load(&b->passed.value);
+    if (atomic_fetch_add(&b->arrived, 1) + 1 == members) {
+        atomic_store(&b->arrived, 0);
+        event_advance(&b->passed);
+    } else {
+        event_wait(&b->passed, turn, spins);
+    }
+}
+
+/* A thread of the team waits at its seat until a job that needs it starts. */
+typedef struct {
+    _Alignas(64) event started;
+    int id;
+} seat;
+
+static struct {
+    pthread_mutex_t busy; /* held by the caller whose job runs */
+    int threads;          /* made so far: seats 1 to threads are taken */
+    int quota;            /* processors that the control group grants */
+
+    void (*work)(void *, const frnn_worker *);
+    void *argument;
+    int size;
+    atomic_int spins;
+    barrier groups[FRNN_GROUPS];
+    atomic_int unfinished;
+    event finished;
+    seat seats[MAX_WORKERS];
+} team;
+
+/* The control group's processor quota rounded up, or INT_MAX: version 2, then version 1. */
+static int control_group_quota(void) {
+    double quota = -1, period = -1;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (file != NULL) {
+        if (fscanf(file, "%lf %lf", &quota, &period) != 2) quota = -1; /* "max" is no number: no quota */
+        fclose(file);
+    } else {
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
+        if (file != NULL) {
+            if (fscanf(file, "%lf", &quota) != 1) quota = -1;
+            fclose(file);
+        }
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
+        if (file != NULL) {
+            if (fscanf(file, "%lf", &period) != 1) period = -1;
+            fclose(file);
+        }
+    }
+    if (quota <= 0 || period <= 0 || quota / period >= MAX_WORKERS) return INT_MAX;
+    const int whole = (int)(quota / period);
+    return whole < quota / period ? whole + 1 : whole;
+}
+
+static void team_forget(void) {
+    memset(&team, 0, sizeof team);
+    pthread_mutex_init(&team.busy, NULL);
+    event_init(&team.finished);
+    for (int g = 0; g < FRNN_GROUPS; ++g) event_init(&team.groups[g].passed);
+    team.quota = control_group_quota();
+}
+
+static void team_init(void) {
+    team_forget();
+    pthread_atfork(NULL, NULL, team_forget);
+}
+
+static void team_ready(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, team_init);
+}
+
+int frnn_processors(void) {
+    team_ready();
+#if defined(__linux__)
+    cpu_set_t set;
+    const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+#else
+    const int count = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+    return count < 1 ? 1 : count < team.quota ? count : team.quota;
+}
+
+static void *team_thread(void *own_seat) {
+    seat *own = own_seat;
+    for (unsigned turn = 0;; ++turn) {
+        event_wait(&own->started, turn, team.spins);
+        const frnn_worker worker = {own->id, team.size};
+        team.work(team.argument, &worker);
+        if (atomic_fetch_sub(&team.unfinished, 1) == 1) event_advance(&team.finished);
+    }
+    return NULL;
+}
+
+/* Seats threads until there are `threads`, or no more can be had. */
+static void team_grow(int threads) {
+    while (team.threads < threads) {
+        seat *next = &team.seats[team.threads + 1];
+        pthread_t thread;
+        event_init(&next->started);
+        next->id = team.threads + 1;
+        if (pthread_create(&thread, NULL, team_thread, next) != 0) return;
+        pthread_detach(thread);
+        ++team.threads;
+    }
+}
+
+void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
+    const frnn_worker alone = {0, 1};
+    if (threads > 1) team_ready();
+    if (threads <= 1 || pthread_mutex_trylock(&team.busy) != 0) {
+        work(argument, &alone);
+        return;
+    }
+    team_grow((threads < MAX_WORKERS ? threads : MAX_WORKERS) - 1);
+    const int size = threads < team.threads + 1 ? threads : team.threads + 1;
+    const unsigned turn = atomic_load(&team.finished.value);
+    team.work = work;
+    team.argument = argument;
+    team.size = size;
+    team.spins = size <= frnn_processors() ? SPINS : 0;
+    atomic_store(&team.unfinished, size);
+    for (int id = 1; id < size; ++id) event_advance(&team.seats[id].started);
+    const frnn_worker first = {0, size};
+    work(argument, &first);
+    if (atomic_fetch_sub(&team.unfinished, 1) == 1) {
+        event_advance(&team.finished);
+    } else {
+        event_wait(&team.finished, turn, team.spins);
+    }
+    pthread_mutex_unlock(&team.busy);
+}
+
+void frnn_barrier(int group, int members) {
+    if (members > 1) barrier_wait(&team.groups[group], members, team.spins);
+}

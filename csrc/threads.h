@@ -1,0 +1,22 @@
+/* A small team of threads. frnn_run hands one function to n workers, the caller being the first, and returns when all
+ * have finished. Workers wait spinning for some microseconds, then asleep. */
+#ifndef FRNN_THREADS_H
+#define FRNN_THREADS_H
+
+/* Groups of workers that meet at barriers of their own: all of them, or one of the gangs. */
+#define FRNN_ALL 0
+#define FRNN_GANG 1
+#define FRNN_GROUPS 3
+
+typedef struct {
+    int id, size; /* worker id of size */
+} frnn_worker;
+
+/* Runs work(argument, worker) on up to `threads` workers. If the team is at work for another caller, or no more threads
+ * can be had, on fewer: worker.size tells. */
+void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument);
+
+/* Returns once `members` workers of the running job have called it for this group. */
+void frnn_barrier(int group, int members);
+
+#endif

@@ -1,0 +1,394 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""The binding to the C library: pointers in, one call without the GIL, one status out.
+
+Arrays that arrive here have been checked by the layers: they are C-contiguous, aligned, of the layer's dtype, and of the
+shapes that fastrnn.h states. Only their sizes are looked at again, since a wrong one would be a crash.
+"""
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+
+import os
+
+cimport numpy as cnp
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "fastrnn.h" nogil:
+    ctypedef enum frnn_status:
+        FRNN_OK
+        FRNN_INVALID
+        FRNN_STOPPED
+    ctypedef enum frnn_dtype:
+        FRNN_F32
+        FRNN_F64
+    ctypedef enum frnn_function:
+        FRNN_EXP
+        FRNN_TANH
+        FRNN_LOGISTIC
+    ctypedef struct frnn_isa:
+        pass
+    ctypedef struct frnn_layer:
+        int cell
+        frnn_dtype dtype
+        int directions
+        int64_t input_size, hidden_size
+    ctypedef struct frnn_batch:
+        int64_t T, B
+        const int64_t *lengths
+        const int64_t *order
+    ctypedef struct frnn_rows:
+        void *data
+        int64_t time_step, sequence_step
+        const int64_t *starts
+    ctypedef struct frnn_weights:
+        void *W
+        void *R
+        void *b_ih
+        void *b_hh
+    ctypedef struct frnn_interrupt:
+        int (*should_stop)(void *context) noexcept
+        void *context
+    ctypedef struct frnn_forward_args:
+        const frnn_weights *weights
+        const void *packed
+        frnn_rows x, y
+        const void *h0
+        void *hT
+        frnn_interrupt interrupt
+        void *workspace
+    ctypedef struct frnn_backward_args:
+        const frnn_weights *weights
+        frnn_rows x, y
+        const void *h0
+        frnn_rows dy
+        const void *dhT
+        frnn_rows dx
+        void *dh0
+        const frnn_weights *gradients
+        frnn_interrupt interrupt
+        void *workspace
+
+    const frnn_isa *frnn_isa_at(int index)
+    const char *frnn_isa_name(const frnn_isa *isa)
+    const char *frnn_cell_name(int cell)
+    int frnn_cell_gates(int cell)
+    int frnn_processors()
+    size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer)
+    frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights *weights,
+                          void *packed)
+    size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                                  int packed)
+    frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                             const frnn_forward_args *args)
+    size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch)
+    frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                              const frnn_backward_args *args)
+    frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *inp,
+                              void *out)
+    size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N)
+    frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
+                             const void *b, void *c, void *workspace)
+    int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds)
+    int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds)
+
+cdef extern from *:
+    """
+    static const char build_version[] = FRNN_VERSION, build_compiler[] = FRNN_COMPILER;
+    """
+    const char *build_version
+    const char *build_compiler
+
+version = build_version.decode()
+compiler = build_compiler.decode()
+
+
+cdef const frnn_isa *chosen = NULL
+
+
+def isas():
+    """The names of the instruction sets that this processor runs, best first."""
+    names = []
+    while frnn_isa_at(len(names)) != NULL:
+        names.append(frnn_isa_name(frnn_isa_at(len(names))).decode())
+    return tuple(names)
+
+
+def get_isa():
+    """The name of the instruction set in use."""
+    return frnn_isa_name(chosen).decode()
+
+
+def set_isa(name):
+    """Use the instruction set of this name from the next call on; ValueError if this processor does not run it."""
+    global chosen
+    if name not in isas():
+        raise ValueError(f"instruction set: expected one of {', '.join(isas())} on this processor, got {name!r}")
+    chosen = frnn_isa_at(isas().index(name))
+
+
+set_isa(os.environ.get("FASTRNN_ISA") or isas()[0])
+
+
+def cells():
+    """The names of the cells, by their number in the C table."""
+    names = []
+    while frnn_cell_name(len(names)) != NULL:
+        names.append(frnn_cell_name(len(names)).decode())
+    return tuple(names)
+
+
+def processors():
+    """How many processors this process may use: its affinity, and the quota of its control group."""
+    return frnn_processors()
+
+
+cdef frnn_dtype dtype_of(array) except *:
+    if array.dtype == np.float32:
+        return FRNN_F32
+    if array.dtype == np.float64:
+        return FRNN_F64
+    raise TypeError(f"expected float32 or float64, got {array.dtype}")
+
+
+cdef int should_stop(void *context) noexcept with gil:
+    """Has Ctrl-C been pressed? The exception stays set and is raised once the call has returned."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<list>context).append(error)
+        return 1
+    return 0
+
+
+cdef int check(frnn_status status, list interruption) except -1:
+    if status == FRNN_OK:
+        return 0
+    if status == FRNN_STOPPED:
+        raise interruption[0]
+    raise ValueError("sizes: the product of the dimensions overflows")
+
+
+cdef void *workspace_of(size_t size) except NULL:
+    if size == 0:
+        raise ValueError("sizes: the product of the dimensions overflows")
+    cdef void *workspace = aligned_alloc(64, (size + 63) // 64 * 64)
+    if workspace == NULL:
+        raise MemoryError(f"no memory for a workspace of {size} bytes")
+    return workspace
+
+
+cdef inline void *data_of(array, int64_t size, itemsize) except? NULL:
+    """The address of an array's elements, which must be `size` reals in C order; NULL for None."""
+    if array is None:
+        return NULL
+    cdef cnp.ndarray a = array
+    if cnp.PyArray_SIZE(a) != size or cnp.PyArray_ITEMSIZE(a) != itemsize or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        raise ValueError(f"expected {size} contiguous reals of {itemsize} bytes, got {array.shape} {array.dtype}")
+    return cnp.PyArray_DATA(a)
+
+
+@cython.final
+cdef class Batch:
+    """The sequences of one call and where their rows lie: (T, B, .), (B, T, .) if batch_first, or, ragged, (N, .).
+
+    lengths (int64, contiguous) are sorted here; None means that every sequence has T steps.
+    """
+
+    cdef frnn_batch batch
+    cdef readonly object lengths
+    cdef object order, starts
+    cdef readonly bint batch_first
+    cdef readonly int64_t rows
+
+    def __cinit__(self, int64_t T, int64_t B, lengths=None, bint batch_first=False, bint ragged=False):
+        self.batch = frnn_batch(T, B, NULL, NULL)
+        self.lengths, self.batch_first, self.rows = lengths, batch_first, T * B
+        if lengths is None:
+            return
+        self.batch.lengths = <const int64_t *>cnp.PyArray_DATA(lengths)
+        self.order = np.argsort(-lengths, kind="stable").astype(np.int64, copy=False)
+        self.batch.order = <const int64_t *>cnp.PyArray_DATA(self.order)
+        if ragged:
+            self.starts = np.zeros(B + 1, np.int64)
+            np.cumsum(lengths, out=self.starts[1:])
+            self.rows = self.starts[B]
+
+    @property
+    def T(self):
+        return self.batch.T
+
+    @property
+    def B(self):
+        return self.batch.B
+
+    @property
+    def ragged(self):
+        return self.starts is not None
+
+    @property
+    def padded(self):
+        """Whether arrays have rows that belong to no step."""
+        return self.lengths is not None and self.starts is None
+
+    cdef frnn_rows rows_of(self, array, int64_t width, itemsize) except *:
+        cdef frnn_rows rows = frnn_rows(data_of(array, self.rows * width, itemsize), 0, 0, NULL)
+        if self.starts is not None:
+            rows.time_step = width
+            rows.starts = <const int64_t *>cnp.PyArray_DATA(self.starts)
+        elif self.batch_first:
+            rows.time_step, rows.sequence_step = width, self.batch.T * width
+        else:
+            rows.time_step, rows.sequence_step = self.batch.B * width, width
+        return rows
+
+
+@cython.final
+cdef class Packed:
+    """The weights of one layer, packed for the instruction set in use when they were."""
+
+    cdef const frnn_isa *isa
+    cdef void *data
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+@cython.final
+cdef class Kernel:
+    """One layer's kernels: a cell, its dtype and its sizes."""
+
+    cdef frnn_layer layer
+    cdef int64_t gates
+    cdef int itemsize
+
+    def __cinit__(self, str cell, dtype, int directions, int64_t I, int64_t H):
+        number = cells().index(cell)
+        self.layer = frnn_layer(number, FRNN_F32 if dtype == np.float32 else FRNN_F64, directions, I, H)
+        self.gates = frnn_cell_gates(number)
+        self.itemsize = dtype.itemsize
+
+    cdef int weights_of(self, tuple arrays, frnn_weights *weights) except -1:
+        """(W, R, b_ih, b_hh) of each direction, as arrays or None for a bias that is not there."""
+        cdef int64_t rows = self.gates * self.layer.hidden_size
+        for d in range(self.layer.directions):
+            W, R, b_ih, b_hh = arrays[d]
+            weights[d].W = data_of(W, rows * self.layer.input_size, self.itemsize)
+            weights[d].R = data_of(R, rows * self.layer.hidden_size, self.itemsize)
+            weights[d].b_ih = data_of(b_ih, rows, self.itemsize)
+            weights[d].b_hh = data_of(b_hh, rows, self.itemsize)
+        return 0
+
+    def pack(self, tuple weights, int threads):
+        """The weights, prepared for any number of forward calls."""
+        cdef Packed packed = Packed()
+        cdef frnn_weights pointers[2]
+        cdef frnn_status status
+        self.weights_of(weights, pointers)
+        packed.isa = chosen
+        packed.data = workspace_of(frnn_packed_size(chosen, &self.layer))
+        with nogil:
+            status = frnn_pack(packed.isa, threads, &self.layer, pointers, packed.data)
+        check(status, [])
+        return packed
+
+    def run_forward(self, Batch batch, weights, x, y, h0, hT, int threads):
+        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H); weights may be Packed."""
+        cdef frnn_forward_args args
+        cdef frnn_weights pointers[2]
+        cdef frnn_status status
+        cdef const frnn_isa *isa = chosen
+        cdef list interruption = []
+        cdef int64_t D = self.layer.directions, states = D * batch.batch.B * self.layer.hidden_size
+        args.packed = NULL
+        if isinstance(weights, Packed):
+            isa, args.packed = (<Packed>weights).isa, (<Packed>weights).data
+        else:
+            self.weights_of(weights, pointers)
+        args.weights = pointers
+        args.x = batch.rows_of(x, self.layer.input_size, self.itemsize)
+        args.y = batch.rows_of(y, D * self.layer.hidden_size, self.itemsize)
+        args.h0, args.hT = data_of(h0, states, self.itemsize), data_of(hT, states, self.itemsize)
+        args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
+        args.workspace = workspace_of(
+            frnn_forward_workspace(isa, threads, &self.layer, &batch.batch, args.packed != NULL))
+        with nogil:
+            status = frnn_forward(isa, threads, &self.layer, &batch.batch, &args)
+            free(args.workspace)
+        check(status, interruption)
+
+    def run_backward(self, Batch batch, tuple weights, x, y, h0, dy, dhT, dx, dh0, tuple gradients, int threads):
+        """Fill dx and dh0 and add to the gradients (as weights); dy and dhT may be None. dx is added to if D is 2."""
+        cdef frnn_backward_args args
+        cdef frnn_weights pointers[2], sums[2]
+        cdef frnn_status status
+        cdef const frnn_isa *isa = chosen
+        cdef list interruption = []
+        cdef int64_t D = self.layer.directions, states = D * batch.batch.B * self.layer.hidden_size
+        self.weights_of(weights, pointers)
+        self.weights_of(gradients, sums)
+        args.weights, args.gradients = pointers, sums
+        args.x = batch.rows_of(x, self.layer.input_size, self.itemsize)
+        args.y = batch.rows_of(y, D * self.layer.hidden_size, self.itemsize)
+        args.dy = batch.rows_of(dy, D * self.layer.hidden_size, self.itemsize)
+        args.dx = batch.rows_of(dx, self.layer.input_size, self.itemsize)
+        args.h0, args.dhT = data_of(h0, states, self.itemsize), data_of(dhT, states, self.itemsize)
+        args.dh0 = data_of(dh0, states, self.itemsize)
+        args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
+        args.workspace = workspace_of(frnn_backward_workspace(isa, threads, &self.layer, &batch.batch))
+        with nogil:
+            status = frnn_backward(isa, threads, &self.layer, &batch.batch, &args)
+            free(args.workspace)
+        check(status, interruption)
+
+
+def evaluate(str function, x):
+    """exp, tanh or logistic of a contiguous array of reals, as the kernels compute it."""
+    cdef frnn_function which = {"exp": FRNN_EXP, "tanh": FRNN_TANH, "logistic": FRNN_LOGISTIC}[function]
+    cdef frnn_dtype dtype = dtype_of(x)
+    cdef int64_t n = x.size
+    out = np.empty_like(x)
+    cdef void *source = data_of(x, n, x.itemsize)
+    cdef void *target = data_of(out, n, x.itemsize)
+    with nogil:
+        frnn_evaluate(chosen, dtype, which, n, source, target)
+    return out
+
+
+def product(a, b):
+    """a (M, K) times b (K, N), both contiguous and of one dtype, by the packing and the micro-kernel."""
+    cdef int64_t M = a.shape[0], K = a.shape[1], N = b.shape[1]
+    cdef frnn_dtype dtype = dtype_of(a)
+    cdef void *left = data_of(a, M * K, a.itemsize)
+    cdef void *right = data_of(b, K * N, a.itemsize)
+    out = np.empty((M, N), a.dtype)
+    cdef void *target = data_of(out, M * N, a.itemsize)
+    cdef void *workspace = workspace_of(frnn_product_workspace(chosen, dtype, K, N) + 64)
+    with nogil:
+        frnn_product(chosen, dtype, M, K, N, left, right, target, workspace)
+        free(workspace)
+    return out
+
+
+def fma_loop(dtype, int64_t rounds):
+    """Turns of fused multiply-adds in registers alone; the number of floating-point operations done."""
+    cdef frnn_dtype which = FRNN_F32 if np.dtype(dtype) == np.float32 else FRNN_F64
+    cdef int64_t done
+    with nogil:
+        done = frnn_fma_loop(chosen, which, rounds)
+    return done
+
+
+def read_loop(array, int64_t rounds):
+    """Reads of a contiguous array, whole multiples of 4096 bytes of it; the number of bytes read."""
+    cdef cnp.ndarray a = array
+    cdef int64_t size = a.nbytes // 4096 * 4096, done
+    cdef void *data = cnp.PyArray_DATA(a)
+    with nogil:
+        done = frnn_read_loop(chosen, data, size, rounds)
+    return done

@@ -1,0 +1,127 @@
+"""Checks of what callers hand in. Every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from . import _core
+
+# Elements of one array; more cannot be addressed, whatever the dtype.
+_MOST_ELEMENTS = 2**55
+
+
+def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
+    """``value`` as an aligned C-contiguous array of ``dtype``: itself if it is one, else a converted copy."""
+    if type(value) is not np.ndarray or value.dtype is not dtype:
+        value = np.asarray(value)
+        if value.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
+    return np.require(value, dtype, ("C", "A"))
+
+
+def shaped_array(value, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """``real_array`` of exactly this shape."""
+    array = real_array(value, name, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return array
+
+
+def positive_integer(value, name: str) -> int:
+    """``value`` as an int, at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def flag(value, name: str) -> bool:
+    """``value`` as a bool, which it must be."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def probability(value, name: str) -> float:
+    """``value`` as a float in [0, 1)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    return number
+
+
+def choice(value, name: str, choices: tuple[str, ...]) -> str:
+    """``value``, which must be one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def real_dtype(value, name: str) -> np.dtype:
+    """``value`` as the dtype float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        dtype = None
+    if value is None or dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"{name}: expected float32 or float64, got {value!r}")
+    return dtype.newbyteorder("=")
+
+
+def addressable(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """``shape``, if an array of it can be addressed at all."""
+    elements = 1
+    for size in shape:
+        elements *= size
+    if elements > _MOST_ELEMENTS:
+        raise ValueError(f"{name}: expected at most 2**55 elements, got shape {shape}")
+    return shape
+
+
+def sequence_lengths(lengths, B: int | None, T: int | None) -> np.ndarray:
+    """``lengths`` as int64 (B,), each in 0..T; None for B or T puts no bound."""
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
+    if array.ndim != 1 or (B is not None and array.shape != (B,)):
+        raise ValueError(f"lengths: expected shape ({'B' if B is None else B},), got {array.shape}")
+    wrong = np.flatnonzero((array < 0) | (array > (np.iinfo(np.int64).max if T is None else T)))
+    if wrong.size:
+        bound = "0 or more" if T is None else f"0 to {T}"
+        raise ValueError(f"lengths: expected {bound}, got {array[wrong[0]]} at index {wrong[0]}")
+    return np.array(array, np.int64, order="C")
+
+
+def sequences(x, lengths, size: int, batch_first: bool, dtype: np.dtype) -> tuple[np.ndarray, _core.Batch]:
+    """``x`` as an array of the layer's dtype, and the batch of sequences that it holds.
+
+    A 2-D ``x`` is one unbatched sequence ``(T, size)`` or, with ``lengths``, a ragged batch ``(sum(lengths), size)``.
+    """
+    x = real_array(x, "x", dtype)
+    if x.ndim not in (2, 3) or x.shape[-1] != size:
+        batched = f"(B, T, {size})" if batch_first else f"(T, B, {size})"
+        raise ValueError(
+            f"x: expected shape {batched}, (T, {size}) or, with lengths, (sum(lengths), {size}), got {x.shape}"
+        )
+    if x.ndim == 3:
+        B, T = x.shape[:2] if batch_first else x.shape[1::-1]
+        if lengths is not None:
+            lengths = sequence_lengths(lengths, B, T)
+        return x, _core.Batch(T, B, lengths, batch_first)
+    if lengths is None:
+        return x, _core.Batch(x.shape[0], 1)
+    lengths = sequence_lengths(lengths, None, None)
+    total = sum(lengths.tolist())
+    if total != x.shape[0]:
+        raise ValueError(f"lengths: expected a sum of {x.shape[0]}, the rows of the ragged x, got {total}")
+    return x, _core.Batch(int(lengths.max(initial=0)), lengths.size, lengths, ragged=True)

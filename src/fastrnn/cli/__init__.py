@@ -1,0 +1,41 @@
+"""The ``fastrnn`` command.
+
+Each subcommand is a module with ``add_parser(subparsers)`` and ``run(args)``, which returns the exit status,
+and a place in ``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import fastrnn
+
+from . import bench, demo, info
+from .common import CliError
+
+__all__ = ["main"]
+
+COMMANDS = (demo, info, bench)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (by default the process's own) and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fastrnn",
+        description="Fast recurrent networks on the CPU. New here? Start with: fastrnn demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers).set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except CliError as error:
+        print(f"fastrnn {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"fastrnn {args.command}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,122 @@
+"""What the subcommands share: the table of cells, threads, the machine, argument types, optional packages."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastrnn
+
+from .. import roofline
+
+
+class Cell(NamedTuple):
+    """A kind of recurrent layer that the commands can run."""
+
+    layer: str
+    """Name of its class, in ``fastrnn`` and in ``fastrnn.reference``."""
+    title: str
+    gates: int
+    """Rows of a weight matrix per hidden unit."""
+
+
+CELLS = {
+    "rnn": Cell("RNN", "Elman network", gates=1),
+}
+
+
+class CliError(Exception):
+    """An error of the user's making: reported in one line, exit status 2."""
+
+
+def require(package: str) -> ModuleType:
+    """Import a package of the ``cli`` extra."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise CliError(f"this command needs {package}; install it with: pip install 'fastrnn[cli]'") from None
+
+
+@contextlib.contextmanager
+def thread_count(threads: int, blas_threads: int | None = None) -> Iterator[None]:
+    """Give the kernels ``threads`` threads and NumPy's matrix products as many, or ``blas_threads``.
+
+    Both counts are restored at the end.
+    """
+    before = fastrnn.get_num_threads()
+    with require("threadpoolctl").threadpool_limits(blas_threads or threads, user_api="blas"):
+        fastrnn.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            fastrnn.set_num_threads(before)
+
+
+def settle(patience: float = 1.0) -> None:
+    """Wait until no thread of this process is busy, at most ``patience`` seconds.
+
+    Idle threads of a library may spin for a while after a call (OpenBLAS's for 0.1 s) and slow down what is
+    timed next.
+    """
+    deadline = time.perf_counter() + patience
+    while time.perf_counter() < deadline:
+        before = time.process_time()
+        time.sleep(2e-3)
+        if time.process_time() - before < 5e-4:
+            return
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement depends on: versions, build, instruction set, processor."""
+    return {
+        **fastrnn.show_config(mode="dicts"),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "caches": {level.name: level.size for level in roofline.levels()[:-1]},
+    }
+
+
+def add_cell_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cell`` with the names of ``CELLS``."""
+    parser.add_argument(
+        "--cell",
+        choices=CELLS,
+        default="rnn",
+        help="kind of recurrent layer: %(choices)s (default: %(default)s)",
+    )
+
+
+def natural_int(text: str, minimum: int = 0) -> int:
+    """An argument type: an integer from 0."""
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"expected an integer >= {minimum}, got {text!r}")
+    return int(text)
+
+
+def positive_int(text: str) -> int:
+    """An argument type: an integer from 1."""
+    return natural_int(text, minimum=1)
+
+
+def positive_ints(text: str) -> list[int]:
+    """An argument type: integers from 1 with commas between them."""
+    return [positive_int(part) for part in text.split(",")]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,312 @@
+"""``fastrnn demo``: a character language model trained with the NumPy reference and with the kernels.
+
+The model reads a text character by character and predicts the next one (Elman 1990; Mikolov et al. 2010)::
+
+    x_t = one-hot code of character t
+    h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)       fastrnn.RNN, or its reference
+    p_t = softmax(W h_t + b)                                fastrnn.train.Linear
+    J   = mean over t of -log p_t[character t + 1]          fastrnn.train.softmax_cross_entropy
+
+It is trained by truncated back-propagation through time: the state is carried from chunk to chunk, the
+gradient is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.resources
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastrnn
+
+from .. import _core, reference
+from ..train import Adam, Linear, softmax_cross_entropy, text_batches
+from .common import (
+    CELLS,
+    CliError,
+    add_cell_argument,
+    natural_int,
+    positive_int,
+    require,
+    settle,
+    thread_count,
+)
+
+LEARNING_RATE = 4e-3
+MAX_GRAD_NORM = 1.0
+TEMPERATURE = 0.6
+SAME_LOSS = 1e-3  # float32 rounding, grown over the compared steps, stays far below this
+MAX_ALPHABET = 1000  # one-hot codes of more characters would be wasteful
+MAX_HELD_OUT = 20_000
+
+say = functools.partial(print, flush=True)
+
+
+class Sizes(NamedTuple):
+    """How much the demo does."""
+
+    hidden: int
+    batch: int
+    steps: int
+    compared_steps: int
+    seconds: float
+    sample: int
+
+
+FULL = Sizes(hidden=256, batch=32, steps=64, compared_steps=30, seconds=60.0, sample=600)
+QUICK = Sizes(hidden=32, batch=8, steps=16, compared_steps=5, seconds=1.0, sample=120)
+
+
+class Text(NamedTuple):
+    """A text as integer codes: ``alphabet[code]`` is the character."""
+
+    alphabet: list[str]
+    training: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+
+
+class Trainer:
+    """A model, its optimiser and its place in the text; ``layers`` is fastrnn or fastrnn.reference."""
+
+    def __init__(self, layers: Any, cell: str, text: Text, sizes: Sizes, seed: int) -> None:
+        self.one_hot = np.eye(len(text.alphabet), dtype=np.float32)
+        self.layer = getattr(layers, CELLS[cell].layer)(len(text.alphabet), sizes.hidden, seed=seed)
+        self.head = Linear(sizes.hidden, len(text.alphabet), seed=seed)
+        self.optimizer = Adam(_named(self.layer.params, self.head.params), LEARNING_RATE)
+        self.batches = _endless_batches(text.training, sizes)
+        self.state = None
+        self.characters = 0
+        self.seconds = 0.0
+        self.layer_seconds = 0.0
+
+    def step(self) -> float:
+        """Train on the next chunk and return its mean loss in nats per character."""
+        start = time.perf_counter()
+        first, inputs, targets = next(self.batches)
+        x = self.one_hot[inputs]
+
+        layer_start = time.perf_counter()
+        h, self.state, tape = self.layer.forward(x, None if first else self.state)
+        self.layer_seconds += time.perf_counter() - layer_start
+
+        logits, head_tape = self.head.forward(h)
+        loss, dlogits = softmax_cross_entropy(logits, targets)
+        dlogits /= targets.size
+        head_grads = self.head.backward(head_tape, dlogits)
+
+        layer_start = time.perf_counter()
+        layer_grads = self.layer.backward(tape, head_grads.x)
+        self.layer_seconds += time.perf_counter() - layer_start
+
+        grads = _named(layer_grads.params, head_grads.params)
+        fastrnn.clip_grad_norm(grads, MAX_GRAD_NORM)
+        self.optimizer.step(grads)
+        self.characters += targets.size
+        self.seconds += time.perf_counter() - start
+        return float(loss.mean())
+
+    def evaluate(self, ids: NDArray[np.intp]) -> float:
+        """Mean loss, in nats per character, on a text read as one sequence."""
+        h, _ = self.layer(self.one_hot[ids[:-1], np.newaxis])
+        loss, _ = softmax_cross_entropy(self.head(h)[:, 0], ids[1:])
+        return float(loss.mean())
+
+    def sample(self, code: int, length: int, seed: int) -> Iterator[int]:
+        """Codes of ``length`` characters that the model writes after ``code``, one step at a time."""
+        rng = np.random.default_rng(seed)
+        layer = self.layer.frozen()
+        state = None
+        for _ in range(length):
+            h, state = layer.step(self.one_hot[[code]], state)
+            logits = self.head(h)[0] / TEMPERATURE
+            code = int(np.argmax(logits + rng.gumbel(size=logits.size)))  # a draw from softmax(logits)
+            yield code
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add this command's parser."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="train a language model on a real text, NumPy reference against kernels (under 2 minutes)",
+        description="Train a character-level language model: first the same steps with the NumPy reference "
+        "and with the kernels, from the same weights, to compare losses and speed; then on with the kernels; "
+        "then let it write. The text is Genesis and Exodus (King James Version) unless you bring one. Ctrl-C "
+        "ends the training early.",
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text file")
+    add_cell_argument(parser)
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        help=f"time of the training with the kernels (default: {FULL.seconds:g})",
+    )
+    parser.add_argument(
+        "--seed",
+        type=natural_int,
+        default=1,
+        metavar="N",
+        help="initial weights and sample (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="threads, for both (default: all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds with a tiny model, to see that it works"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; the exit status is 1 if reference and kernels disagree."""
+    tqdm = require("tqdm").tqdm
+    sizes = QUICK if args.quick else FULL
+    if args.seconds is not None:
+        sizes = sizes._replace(seconds=args.seconds)
+    text = _load_text(args.text, sizes)
+    threads = args.threads or fastrnn.get_num_threads()
+    numpy_trainer, trainer = (
+        Trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn)
+    )
+    trainer.layer.load_state_dict(numpy_trainer.layer.state_dict())
+    _print_setup(args, sizes, text, trainer, threads)
+
+    say(f"\n1. The same {sizes.compared_steps} training steps from the same weights")
+    with thread_count(threads):
+        numpy_losses = _compared_losses(tqdm, "NumPy reference", numpy_trainer, sizes.compared_steps)
+        settle()
+    # With the kernels NumPy keeps to one thread: its idle threads would spin on the cores the kernels need.
+    with thread_count(threads, blas_threads=1):
+        losses = _compared_losses(tqdm, "fastrnn kernels", trainer, sizes.compared_steps)
+        difference = _print_losses({"NumPy reference": numpy_losses, "fastrnn kernels": losses})
+        _print_speeds(numpy_trainer, trainer)
+
+        say(f"\n2. Training goes on with the kernels for {sizes.seconds:g} s (Ctrl-C ends it early)")
+        characters_before = trainer.characters
+        _train(tqdm, trainer, sizes.seconds)
+        say(
+            f"   {trainer.characters - characters_before:,} characters read; on the held-out text "
+            f"{trainer.evaluate(text.held_out) / math.log(2):.2f} bits per character "
+            f"(a uniform guess: {math.log2(len(text.alphabet)):.2f})"
+        )
+
+        say(f"\n3. It writes (temperature {TEMPERATURE})\n")
+        written = trainer.sample(int(text.held_out[0]), sizes.sample, args.seed)
+        say("".join(text.alphabet[code] for code in written))
+
+    if difference > SAME_LOSS:
+        say(f"\nThe loss curves differ by more than {SAME_LOSS:g}: the kernels and the reference disagree.")
+        return 1
+    return 0
+
+
+def _print_setup(args: argparse.Namespace, sizes: Sizes, text: Text, trainer: Trainer, threads: int) -> None:
+    """Print what is going to be trained, and how."""
+    parameters = sum(value.size for value in trainer.optimizer.params.values())
+    say(f"text      {args.text or 'Genesis and Exodus, King James Version'}")
+    say(f"          {text.training.size:,} characters to train on, {text.held_out.size:,} held out")
+    say(
+        f"model     {CELLS[args.cell].title}, {sizes.hidden} hidden units; {parameters:,} parameters, float32"
+    )
+    say(f"          one-hot input and softmax output over {len(text.alphabet)} different characters")
+    say(f"training  {sizes.batch} streams x {sizes.steps} steps at a time, Adam")
+    say(f"kernels   {_core.get_isa()}, {threads} thread{'s' if threads > 1 else ''}; NumPy the same")
+
+
+def _compared_losses(tqdm: Any, name: str, trainer: Trainer, steps: int) -> NDArray:
+    """The losses of the first steps."""
+    losses = []
+    for _ in (bar := tqdm(range(steps), desc=f"   {name}", unit="step")):
+        losses.append(trainer.step())
+        bar.set_postfix_str(f"loss {losses[-1]:.4f}")
+    return np.array(losses)
+
+
+def _train(tqdm: Any, trainer: Trainer, seconds: float) -> None:
+    """Train for ``seconds``, the learning rate falling linearly to zero; Ctrl-C ends it."""
+    bar_format = "   {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}"
+    start, smooth_loss = time.perf_counter(), None
+    with tqdm(total=seconds, bar_format=bar_format, mininterval=0.25) as bar:
+        try:
+            while (elapsed := time.perf_counter() - start) < seconds:
+                trainer.optimizer.lr = LEARNING_RATE * (1 - elapsed / seconds)
+                loss = trainer.step()
+                smooth_loss = loss if smooth_loss is None else 0.98 * smooth_loss + 0.02 * loss
+                bar.set_postfix_str(f"{smooth_loss / math.log(2):.2f} bits per character", refresh=False)
+                bar.update(min(time.perf_counter() - start, seconds) - bar.n)
+        except KeyboardInterrupt:
+            bar.set_postfix_str("interrupted")
+
+
+def _print_losses(losses: dict[str, NDArray]) -> float:
+    """Print the two loss curves at a few steps, and return their largest difference."""
+    one, other = losses.values()
+    shown = sorted({round(place) for place in np.linspace(0, one.size - 1, 5)})
+    say("   " + " ".join([f"{'step':<24}", *(f"{step + 1:>9}" for step in shown)]))
+    for name, curve in losses.items():
+        say("   " + " ".join([f"{name + ', loss':<24}", *(f"{curve[step]:>9.5f}" for step in shown)]))
+    difference = float(np.abs(one - other).max())
+    say(f"   largest difference of the two loss curves: {difference:.1e}")
+    return difference
+
+
+def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
+    """Print the characters per second of both, and what is in the time."""
+    say(f"\n   {'characters per second':<24} {'NumPy':>12} {'fastrnn':>12} {'ratio':>8}")
+    for name, field in (("recurrent layer", "layer_seconds"), ("whole training step", "seconds")):
+        slow, fast = (one.characters / getattr(one, field) for one in (numpy_trainer, trainer))
+        say(f"   {name:<24} {slow:>12,.0f} {fast:>12,.0f} {fast / slow:>7.2f}x")
+    say("   (recurrent layer: its forward and backward calls; the whole step adds one-hot codes, head, loss,")
+    say("   gradient clipping and Adam, which are the same NumPy code in both)")
+
+
+def _load_text(path: Path | None, sizes: Sizes) -> Text:
+    """Read and encode the text at ``path``, or the one that is shipped."""
+    needed = 2 * sizes.batch * sizes.steps
+    source = path or importlib.resources.files("fastrnn") / "data" / "kjv.txt"
+    try:
+        data = source.read_bytes()
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise CliError(f"--text: cannot read {source}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CliError(f"--text: expected UTF-8 text, but {source} is not") from None
+    if "\0" in text:
+        raise CliError(f"--text: expected text, but {source} has NUL characters, as binary files do")
+    if len(text) < needed:
+        raise CliError(f"--text: expected at least {needed:,} characters, but {source} has {len(text):,}")
+    points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
+    if points.size > MAX_ALPHABET:
+        raise CliError(
+            f"--text: expected at most {MAX_ALPHABET} different characters, but {source} has {points.size:,}"
+        )
+    held_out = min(codes.size // 20, MAX_HELD_OUT)
+    return Text([chr(point) for point in points], codes[:-held_out], codes[-held_out:])
+
+
+def _endless_batches(ids: NDArray, sizes: Sizes) -> Iterator[tuple[bool, NDArray, NDArray]]:
+    """Chunks of one pass over the text after another: is it the first of its pass, inputs, targets."""
+    while True:
+        for place, (inputs, targets) in enumerate(text_batches(ids, sizes.batch, sizes.steps)):
+            yield place == 0, inputs, targets
+
+
+def _named(layer: dict[str, NDArray], head: dict[str, NDArray]) -> dict[str, NDArray]:
+    """The arrays of both parts of the model under one name each."""
+    return {f"layer.{name}": value for name, value in layer.items()} | {
+        f"head.{name}": value for name, value in head.items()
+    }
+
+
+def _seconds(text: str) -> float:
+    """An argument type: a finite time from 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a time >= 0, got {text}")
+    return value

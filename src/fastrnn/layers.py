@@ -1,0 +1,421 @@
+"""Recurrent layers.
+
+``Layer`` is what all of them share: parameters, stacking, directions, lengths, layouts, dropout, streaming. What differs
+stands in a subclass (options, shapes of the parameters) and in its engines, one for each layer of the stack, which run
+one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import _core, checks, config
+from .gradients import Gradients
+
+
+class Parameters(dict):
+    """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call, and
+    to assign to a name copies the values into its array."""
+
+    def __setitem__(self, name, value):
+        if name not in self:
+            raise KeyError(f"params: expected one of {', '.join(self)}, got {name!r}")
+        self[name][...] = checks.shaped_array(value, name, self[name].shape, self[name].dtype)
+
+    def update(self, *args, **kwargs):
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __ior__(self, other):
+        self.update(other)
+        return self
+
+    def _fixed(self, *args, **kwargs):
+        raise TypeError("params: the set of a layer's parameters is fixed")
+
+    __delitem__ = pop = popitem = clear = setdefault = _fixed
+
+
+class Tape:
+    """What ``forward`` recorded for ``backward``. It may be used any number of times.
+
+    It holds on to x and, by reference, to the layer: between ``forward`` and ``backward`` neither x nor the parameters
+    may change.
+    """
+
+    __slots__ = ("_batch", "_inputs", "_layer", "_masks", "_outputs", "_shape", "_states")
+
+    def __init__(self, layer, batch, shape, states):
+        self._layer, self._batch, self._shape, self._states = layer, batch, shape, states
+        self._inputs, self._outputs, self._masks = [], [], []
+
+    @property
+    def h(self):
+        """Every step's output h_t, in the layout of y: one array, or a tuple with one for each layer of a stack."""
+        views = [output.view() for output in self._outputs]
+        for view in views:
+            view.flags.writeable = False
+        return views[0] if len(views) == 1 else tuple(views)
+
+
+class _Inference:
+    """Calls that record nothing, in terms of ``_infer``."""
+
+    def __call__(self, x, state=None, *, lengths=None):
+        """Run the layer and record nothing.
+
+        Parameters
+        ----------
+        x : array ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` for one unbatched sequence, or
+            ``(sum(lengths), I)``, a ragged batch
+        state : the initial state, ``(L*D, B, H)``; None for zeros
+        lengths : ``(B,)`` integers in 0..T, in any order; None if all are T
+
+        Returns
+        -------
+        y : like x, with ``D*H`` last; zero past a sequence's length
+        state : after each sequence's last step
+
+        Raises
+        ------
+        ValueError, TypeError
+            naming the argument that is wrong, what was expected and what came.
+        """
+        layer = self._layer
+        x, batch = checks.sequences(x, lengths, layer.input_size, layer.batch_first, layer.dtype)
+        y, states = self._infer(x, batch, layer._initial(state, batch.B, x.ndim))
+        return y, layer._pack_state(states)
+
+    def step(self, x, state=None):
+        """One time step of a stream: x ``(B, I)``, and the state that the last step returned (None: zeros). Returns y
+        ``(B, H)`` and the state. ValueError if the layer is bidirectional."""
+        layer = self._layer
+        if layer.num_directions == 2:
+            raise ValueError("step: expected a layer of one direction, got a bidirectional one")
+        x = checks.real_array(x, "x", layer.dtype)
+        if x.ndim != 2 or x.shape[1] != layer.input_size:
+            raise ValueError(f"x: expected shape (B, {layer.input_size}), got {x.shape}")
+        batch = _core.Batch(1, x.shape[0])
+        y, states = self._infer(x, batch, layer._initial(state, batch.B, 3))
+        return y, layer._pack_state(states)
+
+    def _infer(self, x, batch, states):
+        layer = self._layer
+        threads = config.get_num_threads()
+        new_states = tuple([np.empty_like(s) for s in states])
+        y = None
+        for k, engine in enumerate(layer._engines):
+            # A layer whose input is as wide as its output may write over it; the two halves of a bidirectional one
+            # read all of it.
+            if k == 0 or layer.num_directions == 2:
+                x, y = (x if k == 0 else y), layer._empty(batch, x.shape, layer._output_width)
+            else:
+                x = y
+            engine.run_forward(
+                batch,
+                self._prepared(k),
+                x,
+                y,
+                *layer._states_of_layer(k, states),
+                *layer._states_of_layer(k, new_states),
+                threads,
+            )
+        return y, new_states
+
+
+class Layer(_Inference):
+    """A stack of recurrent layers; see a subclass."""
+
+    def __init__(
+        self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+    ):
+        self.input_size = checks.positive_integer(input_size, "input_size")
+        self.hidden_size = checks.positive_integer(hidden_size, "hidden_size")
+        self.num_layers = checks.positive_integer(num_layers, "num_layers")
+        self.bias = checks.flag(bias, "bias")
+        self.batch_first = checks.flag(batch_first, "batch_first")
+        self.dropout = checks.probability(dropout, "dropout")
+        self.bidirectional = checks.flag(bidirectional, "bidirectional")
+        self.num_directions = 2 if self.bidirectional else 1
+        self.dtype = checks.real_dtype(dtype, "dtype")
+        self._output_width = self.num_directions * self.hidden_size
+        rng = np.random.default_rng(seed)
+        bound = 1 / math.sqrt(self.hidden_size)
+        self.params = Parameters(
+            {
+                name: rng.uniform(-bound, bound, checks.addressable(shape, name)).astype(self.dtype)
+                for k in range(self.num_layers)
+                for name, shape in self._parameter_shapes(k).items()
+            }
+        )
+        self._dropout_rng = rng.spawn(1)[0]
+        self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
+        self._engines = self._make_engines()
+
+    @property
+    def _layer(self):
+        return self
+
+    # What a subclass says.
+
+    def _suffixes(self, k):
+        return (f"_l{k}", f"_l{k}_reverse")[: self.num_directions]
+
+    def _input_size_of(self, k):
+        return self.input_size if k == 0 else self._output_width
+
+    def _gated_shapes(self, k, gates):
+        """The parameters of gates on W x + b_ih + R h + b_hh."""
+        rows, shapes = gates * self.hidden_size, {}
+        for suffix in self._suffixes(k):
+            shapes["weight_ih" + suffix] = (rows, self._input_size_of(k))
+            shapes["weight_hh" + suffix] = (rows, self.hidden_size)
+            if self.bias:
+                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+        return shapes
+
+    def _weights_of(self, k, arrays):
+        """(W, R, b_ih, b_hh) of each direction of layer k; None for a bias that is not there."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return tuple(tuple(arrays.get(name + suffix) for name in names) for suffix in self._suffixes(k))
+
+    # States: internally a tuple of arrays (L*D, B, H).
+
+    def _initial(self, state, B, ndim):
+        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
+        if state is None:
+            return (np.zeros(shape, self.dtype),)
+        state = checks.real_array(state, "state", self.dtype)
+        if state.shape != shape:
+            # One unbatched sequence may leave out the axis of the batch.
+            if ndim == 3 or state.shape != (shape[0], shape[2]) or B != 1:
+                raise ValueError(f"state: expected shape {shape}, got {state.shape}")
+            state = state.reshape(shape)
+        return (state,)
+
+    def _pack_state(self, states):
+        return states[0] if len(states) == 1 else states
+
+    def _states_of_layer(self, k, states):
+        D = self.num_directions
+        return [s[k * D : (k + 1) * D] for s in states]
+
+    def _empty(self, batch, x_shape, width):
+        """An array in the layout of the batch; zero where no step will write."""
+        return (np.zeros if batch.padded else np.empty)((*x_shape[:-1], width), self.dtype)
+
+    # Inference, and training.
+
+    def _prepared(self, k):
+        return self._weights[k]
+
+    def frozen(self):
+        """An object for inference alone: ``frozen(x, state, lengths=)`` and ``frozen.step(x, state)`` as the layer's own,
+        with weights prepared once. Later changes of the parameters do not reach it."""
+        return Frozen(self)
+
+    def forward(self, x, state=None, *, lengths=None, checkpoint_every=None, rng=None):
+        """Run the layer for training, and record what ``backward`` needs.
+
+        Arguments and results as for a call of the layer, and in addition the tape for ``backward``. Dropout acts on what
+        passes from one layer of the stack to the next; its masks are drawn from ``rng`` (a ``numpy.random.Generator``),
+        or from a generator of the layer's own, seeded with ``seed``.
+
+        Returns
+        -------
+        y, state, tape
+        """
+        if checkpoint_every is not None:
+            raise ValueError(f"checkpoint_every: expected None, got {checkpoint_every!r}")
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng: expected a numpy.random.Generator or None, got {rng!r}")
+        x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
+        # A tape outlives the call, and the caller's array may change before it is used.
+        states = tuple(s.copy() for s in self._initial(state, batch.B, x.ndim))
+        new_states = tuple(np.empty_like(s) for s in states)
+        tape = Tape(self, batch, x.shape, states)
+        threads = config.get_num_threads()
+        for k, engine in enumerate(self._engines):
+            if k > 0 and self.dropout > 0:
+                mask = (rng or self._dropout_rng).random(x.shape, np.float32) >= self.dropout
+                mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
+                tape._masks.append(mask)
+                x = x * mask
+            y = self._empty(batch, x.shape, self._output_width)
+            engine.run_forward(
+                batch,
+                self._weights[k],
+                x,
+                y,
+                *self._states_of_layer(k, states),
+                *self._states_of_layer(k, new_states),
+                threads,
+            )
+            tape._inputs.append(x)
+            tape._outputs.append(y)
+            x = y
+        return y.copy(), self._pack_state(new_states), tape
+
+    def backward(self, tape, dy=None, dstate=None):
+        """Back-propagation through time (Werbos 1990) of a loss J = sum over t of J_t.
+
+        Parameters
+        ----------
+        tape : from this layer's ``forward``
+        dy : dJ/dy, of y's shape: the gradient with respect to every step's output; None for zero. Not read past a
+            sequence's length
+        dstate : dJ/d(the state that forward returned), of its shape; None for zero
+
+        Returns
+        -------
+        Gradients
+            ``x`` (zero past a sequence's length), ``state`` and ``params``.
+        """
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
+        if tape._layer is not self:
+            raise ValueError("tape: expected one of this layer's forward, got another layer's")
+        batch, shape = tape._batch, tape._outputs[-1].shape
+        if dy is not None:
+            dy = checks.shaped_array(dy, "dy", shape, self.dtype)
+        dstates = (None,) if dstate is None else self._final_gradient(dstate, batch.B, tape._shape)
+        params = {name: np.zeros_like(value) for name, value in self.params.items()}
+        initial = tuple(np.empty_like(s) for s in tape._states)
+        threads = config.get_num_threads()
+        for k in reversed(range(self.num_layers)):
+            x = tape._inputs[k]
+            # Both directions add to dx.
+            dx = (np.zeros if self.num_directions == 2 or batch.padded else np.empty)(x.shape, self.dtype)
+            self._engines[k].run_backward(
+                batch,
+                self._weights[k],
+                x,
+                tape._outputs[k],
+                *self._states_of_layer(k, tape._states),
+                dy,
+                *(dstates if dstate is None else self._states_of_layer(k, dstates)),
+                dx,
+                *self._states_of_layer(k, initial),
+                self._weights_of(k, params),
+                threads,
+            )
+            dy = dx * tape._masks[k - 1] if k > 0 and tape._masks else dx
+        return Gradients(dx, self._pack_state(initial), params)
+
+    def _final_gradient(self, dstate, B, x_shape):
+        try:
+            return self._initial(dstate, B, len(x_shape))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"d{error}") from None
+
+    # Parameters.
+
+    def state_dict(self):
+        """Copies of the parameters by name."""
+        return {name: value.copy() for name, value in self.params.items()}
+
+    def load_state_dict(self, state_dict):
+        """Copy values into the parameters. All names and shapes must match, or nothing is changed: KeyError is never
+        raised, but ValueError for names and shapes, TypeError for values that are no real numbers."""
+        given = dict(state_dict)
+        missing, unexpected = self.params.keys() - given.keys(), given.keys() - self.params.keys()
+        if missing or unexpected:
+            raise ValueError(
+                f"state_dict: expected the keys {', '.join(self.params)}; "
+                f"missing: {', '.join(sorted(missing)) or 'none'}; unexpected: {', '.join(sorted(unexpected)) or 'none'}"
+            )
+        arrays = {
+            name: checks.shaped_array(value, f"state_dict[{name!r}]", self.params[name].shape, self.dtype)
+            for name, value in given.items()
+        }
+        self.params.update(arrays)
+
+    def __repr__(self):
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{', ' if options else ''}{options})"
+
+    def _options(self):
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        options = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
+        if self.dtype != np.float32:
+            options["dtype"] = self.dtype.name
+        return options
+
+
+class Frozen(_Inference):
+    """A layer's inference with prepared weights: what ``frozen()`` returns."""
+
+    def __init__(self, layer):
+        self._layer = layer
+        threads = config.get_num_threads()
+        self._packed = [
+            engine.pack(weights, threads) for engine, weights in zip(layer._engines, layer._weights, strict=True)
+        ]
+
+    def _prepared(self, k):
+        return self._packed[k]
+
+    def __repr__(self):
+        return f"{self._layer!r}.frozen()"
+
+
+class RNN(Layer):
+    """The simple recurrent network (Elman, "Finding structure in time", Cognitive Science 14, 1990)::
+
+        h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+    Parameters
+    ----------
+    input_size, hidden_size : I and H
+    num_layers : L, each layer of the stack reading the outputs of the one below
+    bias : whether there are b_ih and b_hh
+    batch_first : whether x and y are ``(B, T, .)`` and not ``(T, B, .)``
+    dropout : the probability with which ``forward`` drops what passes from layer to layer
+    bidirectional : whether a second direction reads every sequence from its last step back; D = 2
+    dtype : float32 or float64, of the parameters and all arrays
+    seed : for the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout; None for an unpredictable one
+    nonlinearity : f: "tanh", "relu", "logistic" or "identity"
+
+    Raises
+    ------
+    ValueError, TypeError
+        naming the argument that is wrong, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        *,
+        bias=True,
+        batch_first=False,
+        dropout=0.0,
+        bidirectional=False,
+        dtype=np.float32,
+        seed=None,
+        nonlinearity="tanh",
+    ):
+        self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", ("tanh", "relu", "logistic", "identity"))
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
+        )
+
+    def _parameter_shapes(self, k):
+        return self._gated_shapes(k, 1)
+
+    def _make_engines(self):
+        return [
+            _core.Kernel(
+                f"rnn_{self.nonlinearity}", self.dtype, self.num_directions, self._input_size_of(k), self.hidden_size
+            )
+            for k in range(self.num_layers)
+        ]
+
+    def _options(self):
+        options = super()._options()
+        if self.nonlinearity != "tanh":
+            options["nonlinearity"] = self.nonlinearity
+        return options

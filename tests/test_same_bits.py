@@ -1,0 +1,299 @@
+"""Zero differing bits: repeats, threads, batches, padding, chunks, steps, layouts, instruction sets, exact integers."""
+
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from helpers import (
+    FMA_ISAS,
+    IDENTITY,
+    as_tuple,
+    assert_meaningful,
+    assert_same_bits,
+    differing_bits,
+    elman,
+    enliven,
+    infer,
+    make,
+    map_state,
+    mask_of,
+    normal,
+    normal_like,
+    pack,
+    poison,
+    train,
+    twin,
+    using_isa,
+    using_threads,
+)
+
+import fastrnn
+from fastrnn import _core
+
+Shape = namedtuple("Shape", "steps batch inputs hidden layers directions")
+
+# Many sequences, one sequence (where threads can only split the hidden units), a deep one, and one with long sums.
+SHAPES = [
+    Shape(23, 33, 19, 37, 1, 1),
+    Shape(60, 1, 24, 130, 1, 1),
+    Shape(17, 6, 11, 21, 2, 2),
+    Shape(9, 64, 129, 128, 1, 1),
+]
+
+
+def draw(row, shape, dtype, rng):
+    """A layer and the arguments of `train`, all given, nothing degenerate."""
+    sizes = (shape.inputs, shape.hidden, shape.layers)
+    layer = enliven(make(row, fastrnn, *sizes, bidirectional=shape.directions == 2, dtype=dtype, seed=0), row, rng)
+    x = normal(rng, (shape.steps, shape.batch, shape.inputs), dtype)
+    y, state = layer(x)
+    data = {"x": x, "state": normal_like(rng, state), "dy": normal_like(rng, y), "dstate": normal_like(rng, state)}
+    assert_meaningful(train(layer, **data))
+    return layer, data
+
+
+def sequences(data, chosen):
+    """The same data for some of the sequences only."""
+    return {
+        name: map_state(lambda a: np.ascontiguousarray(a[:, chosen]), value)
+        for name, value in data.items()
+        if name != "lengths"
+    }
+
+
+def without_params(results):
+    return {name: a for name, a in results.items() if "_l" not in name}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_repeats(isa, dtype, row, shape, rng):
+    layer, data = draw(row, shape, dtype, rng)
+    with using_threads(3):
+        want = train(layer, **data)
+        for _ in range(20):
+            assert_same_bits(train(layer, **data), want)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_threads(isa, dtype, row, shape, rng):
+    layer, data = draw(row, shape, dtype, rng)
+    with using_threads(1):
+        want, inferred = train(layer, **data), infer(layer, data["x"], data["state"])
+    for n in (2, 3, 4, 8):
+        with using_threads(n):
+            assert_same_bits(train(layer, **data), want, note=f"{n} threads")
+            assert_same_bits(infer(layer, data["x"], data["state"]), inferred, note=f"{n} threads")
+
+
+@pytest.mark.skipif(len(FMA_ISAS) < 2, reason="one instruction set with FMA here")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_instruction_sets(dtype, row, shape, threads, rng):
+    layer, data = draw(row, shape, dtype, rng)
+    results = {}
+    for name in FMA_ISAS:
+        with using_isa(name):
+            results[name] = train(layer, **data) | {"inferred": layer(data["x"], data["state"])[0]}
+    first, *others = results
+    for name in others:
+        assert_same_bits(results[name], results[first], note=f"{name} against {first}")
+
+
+@pytest.mark.skipif(len(FMA_ISAS) < 2, reason="one instruction set with FMA here")
+@pytest.mark.parametrize("function", ["exp", "tanh", "logistic"])
+def test_instruction_sets_in_the_math(dtype, function):
+    x = np.random.default_rng(2).normal(0, 20, 200_003).astype(dtype)
+    results = []
+    for name in FMA_ISAS:
+        with using_isa(name):
+            results.append(_core.evaluate(function, x))
+    assert all(differing_bits(other, results[0]) == 0 for other in results[1:])
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], Shape(20, 33, 24, 130, 1, 1)], ids=str)
+def test_a_sequence_in_any_batch(isa, dtype, row, shape, threads, rng):
+    """Outputs, states, and the gradients of inputs and initial states, which no other sequence enters."""
+    layer, data = draw(row, shape, dtype, rng)
+    whole = train(layer, **data)
+    whole_inferred = infer(layer, data["x"], data["state"])
+    for size in (1, 2, 5, shape.batch - 1):
+        chosen = rng.permutation(shape.batch)[:size]
+        part = sequences(data, chosen)
+        want = {name: a[:, chosen] for name, a in without_params(whole).items()}
+        assert_same_bits(without_params(train(layer, **part)), want, note=f"{chosen} forward:")
+        want = {name: a[:, chosen] for name, a in whole_inferred.items()}
+        assert_same_bits(infer(layer, part["x"], part["state"]), want, note=f"{chosen} inference:")
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_padded_and_ragged(isa, dtype, row, directions, threads, rng):
+    """NaN in the padding, zeros in it, more of it, and none at all: outputs, states and all gradients."""
+    shape = Shape(14, 9, 11, 37, 2, directions)
+    layer, data = draw(row, shape, dtype, rng)
+    lengths = np.array([3, 0, 14, 7, 1, 14, 0, 9, 2])
+    mask = mask_of(lengths, shape.steps)[:, :, None]
+    zeros = {**data, "x": data["x"] * mask, "dy": data["dy"] * mask, "lengths": lengths}
+    nans = {**data, "x": poison(data["x"], lengths), "dy": poison(data["dy"], lengths), "lengths": lengths}
+    want = train(layer, **zeros)
+    assert_same_bits(train(layer, **nans), want, note="NaN in the padding:")
+
+    more = {name: np.full((4, *data[name].shape[1:]), np.nan, dtype) for name in ("x", "dy")}
+    longer = {**nans, "x": np.concatenate([nans["x"], more["x"]]), "dy": np.concatenate([nans["dy"], more["dy"]])}
+    got = train(layer, **longer)
+    for name in ("y", "grads.x"):
+        assert not got[name][shape.steps :].any()
+        got[name] = got[name][: shape.steps]
+    assert_same_bits(got, want, note="more padding:")
+
+    ragged = {**data, "x": pack(data["x"], lengths), "dy": pack(data["dy"], lengths), "lengths": lengths}
+    want = {name: pack(a, lengths) if name in ("y", "grads.x") else a for name, a in want.items()}
+    assert_same_bits(train(layer, **ragged), want, note="ragged:")
+    inferred = infer(layer, ragged["x"], data["state"], lengths)
+    assert_same_bits(inferred, {name: want[name] for name in inferred}, note="ragged inference:")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 13])
+def test_whole_in_chunks_and_step_by_step(isa, dtype, row, batch, threads, rng):
+    shape = Shape(31, batch, 11, 37, 2, 1)
+    layer, data = draw(row, shape, dtype, rng)
+    x, start = data["x"], data["state"]
+    y, end = layer(x, start)
+    frozen = layer.frozen()
+    for cuts in ([1], [30], [5, 6, 20], [16]):
+        for call in (layer, frozen, lambda *a: layer.forward(*a)[:2]):
+            state, parts = start, []
+            for piece in np.split(x, cuts):
+                part, state = call(piece, state)
+                parts.append(part)
+            got = {"y": np.concatenate(parts), "state": as_tuple(state)[0]}
+            assert_same_bits(got, {"y": y, "state": as_tuple(end)[0]}, note=f"cut at {cuts}:")
+    for step in (layer.step, frozen.step):
+        state = start
+        for t in range(shape.steps):
+            y_t, state = step(x[t], state)
+            assert differing_bits(y_t, y[t]) == 0, f"step {t}"
+        assert all(differing_bits(a, b) == 0 for a, b in zip(as_tuple(state), as_tuple(end), strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_inference_frozen_and_training_agree(isa, dtype, row, shape, threads, rng):
+    layer, data = draw(row, shape, dtype, rng)
+    frozen = layer.frozen()
+    for lengths in (None, rng.integers(0, shape.steps + 1, shape.batch)):
+        want = infer(layer, data["x"], data["state"], lengths)
+        assert_same_bits(infer(frozen, data["x"], data["state"], lengths), want)
+        got = train(layer, **data, lengths=lengths)
+        assert_same_bits({name: got[name] for name in want}, want)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_batch_first(isa, dtype, row, shape, threads, rng):
+    layer, data = draw(row, shape, dtype, rng)
+    sizes = (shape.inputs, shape.hidden, shape.layers)
+    options = {"bidirectional": shape.directions == 2, "dtype": dtype}
+    other = twin(layer, row, fastrnn, *sizes, batch_first=True, **options)
+    lengths = rng.integers(0, shape.steps + 1, shape.batch)
+    for n in (None, lengths):
+        want = train(layer, **data, lengths=n)
+        swapped = {**data, "x": data["x"].swapaxes(0, 1), "dy": data["dy"].swapaxes(0, 1), "lengths": n}
+        for contiguous in (False, True):
+            if contiguous:
+                swapped |= {name: np.ascontiguousarray(swapped[name]) for name in ("x", "dy")}
+            got = train(other, **swapped)
+            got = {name: a.swapaxes(0, 1) if name in ("y", "grads.x") else a for name, a in got.items()}
+            assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_unbatched(isa, dtype, row, shape, threads, rng):
+    layer, data = draw(row, shape._replace(batch=1), dtype, rng)
+    want = train(layer, data["x"], dy=data["dy"])
+    got = train(layer, data["x"][:, 0], dy=data["dy"][:, 0])
+    assert got["y"].shape == want["y"][:, 0].shape
+    assert_same_bits({name: a.reshape(want[name].shape) for name, a in got.items()}, want)
+
+
+# ---- Exact mode: data on which every order of summation is exact, against integer arithmetic. ----
+
+
+def power_of_two_weights(layer, rng):
+    """Entries +-1, +-2; in weight_hh two to a row, so that sums stay small over the steps."""
+    params = {}
+    for name, p in layer.params.items():
+        values = rng.choice([-2, -1, 1, 2], p.shape)
+        if name.startswith("weight_hh"):
+            keep = np.argsort(rng.random(p.shape), axis=1)[:, :2]
+            mask = np.zeros(p.shape, bool)
+            np.put_along_axis(mask, keep, True, axis=1)
+            values = values * mask
+        params[name] = values.astype(np.int64)
+    layer.load_state_dict({name: p.astype(layer.params[name].dtype) for name, p in params.items()})
+    return params
+
+
+def elman_backward(x, h, h0, params, dy, dh):
+    """One layer, one direction, identity: delta_t = dy_t + dh_t, dh_{t-1} = delta_t W_hh, in integers."""
+    deltas = np.zeros_like(dy)
+    for t in reversed(range(len(x))):
+        deltas[t] = dy[t] + dh
+        dh = deltas[t] @ params["weight_hh_l0"]
+    before = np.concatenate([h0[None], h[:-1]])
+    bias = deltas.sum(axis=(0, 1))
+    return {
+        "grads.x": deltas @ params["weight_ih_l0"],
+        "grads.state[0]": dh[None],
+        "grads.weight_ih_l0": np.einsum("tbh,tbi->hi", deltas, x),
+        "grads.weight_hh_l0": np.einsum("tbh,tbi->hi", deltas, before),
+        "grads.bias_ih_l0": bias,
+        "grads.bias_hh_l0": bias,
+    }
+
+
+def magnitudes(function, *arrays):
+    """An upper bound of every partial sum: the same computation on absolute values."""
+    return function(*({k: np.abs(v) for k, v in a.items()} if isinstance(a, dict) else np.abs(a) for a in arrays))
+
+
+def assert_exact(got, want, limit):
+    """Bit for bit, but that zero has either sign; `limit` is the largest partial sum there can have been."""
+    dtype = got["y"].dtype
+    assert limit < 2 ** (np.finfo(dtype).nmant + 1), f"not a test: sums up to {limit} round"
+    for name, integers in want.items():
+        assert np.count_nonzero(integers) > integers.size // 2, f"not a test: {name} is mostly zeros"
+    got = {name: got[name] + 0 for name in want}
+    assert_same_bits(got, {name: integers.astype(dtype) for name, integers in want.items()})
+
+
+@pytest.mark.parametrize("shape", [Shape(5, 3, 4, 8, 1, 1), Shape(5, 33, 19, 67, 1, 1), Shape(4, 1, 3, 129, 1, 1)], ids=str)
+def test_exact_training(isa, dtype, threads, shape, rng):
+    layer = make(IDENTITY, fastrnn, shape.inputs, shape.hidden, dtype=dtype)
+    params = power_of_two_weights(layer, rng)
+    x = rng.integers(-2, 3, (shape.steps, shape.batch, shape.inputs))
+    dy = rng.integers(-2, 3, (shape.steps, shape.batch, shape.hidden))
+    h0, dh = rng.integers(-2, 3, (2, 1, shape.batch, shape.hidden))
+
+    def integers(x, params, h0, dy, dh):
+        y, end, _ = elman(x, params, h0, [shape.steps] * shape.batch, "identity")
+        return {"y": y, "state[0]": end} | elman_backward(x, y, h0[0], params, dy, dh[0])
+
+    limit = max(a.max() for a in magnitudes(integers, x, params, h0, dy, dh).values())
+    got = train(layer, *(a.astype(dtype) for a in (x, h0)), dy=dy.astype(dtype), dstate=dh.astype(dtype))
+    assert_exact(got, integers(x, params, h0, dy, dh), limit)
+
+
+@pytest.mark.parametrize("shape", [Shape(3, 4, 5, 9, 2, 2), Shape(3, 17, 3, 33, 2, 1)], ids=str)
+def test_exact_deep_with_lengths(isa, dtype, threads, shape, rng):
+    layer = make(IDENTITY, fastrnn, shape.inputs, shape.hidden, 2, bidirectional=shape.directions == 2, dtype=dtype)
+    params = power_of_two_weights(layer, rng)
+    lengths = rng.integers(1, shape.steps + 1, shape.batch)
+    lengths[0], lengths[1] = 0, shape.steps
+    x = rng.integers(-2, 3, (shape.steps, shape.batch, shape.inputs))
+    h0 = rng.integers(-2, 3, (2 * shape.directions, shape.batch, shape.hidden))
+
+    def integers(x, params, h0):
+        y, end, pre = elman(x, params, h0, lengths, "identity")
+        return {"y": y, "state[0]": end, "pre": pre}
+
+    limit = max(a.max() for a in magnitudes(integers, x, params, h0).values())
+    want = integers(x, params, h0)
+    del want["pre"]
+    assert_exact(infer(layer, x.astype(dtype), h0.astype(dtype), lengths), want, limit)
