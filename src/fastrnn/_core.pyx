@@ -183,7 +183,7 @@ cdef void *workspace_of(size_t size) except NULL:
     return workspace
 
 
-cdef inline void *data_of(array, int64_t size, itemsize) except? NULL:
+cdef inline void *data_of(array, int64_t size, int itemsize) except? NULL:
     """The address of an array's elements, which must be `size` reals in C order; NULL for None."""
     if array is None:
         return NULL
@@ -191,6 +191,12 @@ cdef inline void *data_of(array, int64_t size, itemsize) except? NULL:
     if cnp.PyArray_SIZE(a) != size or cnp.PyArray_ITEMSIZE(a) != itemsize or not cnp.PyArray_IS_C_CONTIGUOUS(a):
         raise ValueError(f"expected {size} contiguous reals of {itemsize} bytes, got {array.shape} {array.dtype}")
     return cnp.PyArray_DATA(a)
+
+
+def ready(array, dtype):
+    """Whether the kernels can read an array of this dtype as it is: native, aligned, in C order."""
+    return (type(array) is cnp.ndarray and cnp.PyArray_ISCARRAY_RO(array)
+            and cnp.PyArray_TYPE(array) == (<cnp.dtype>dtype).type_num)
 
 
 @cython.final
@@ -204,11 +210,13 @@ cdef class Batch:
     cdef readonly object lengths
     cdef object order, starts
     cdef readonly bint batch_first
-    cdef readonly int64_t rows
+    cdef readonly int64_t T, B
+    cdef int64_t rows
 
     def __cinit__(self, int64_t T, int64_t B, lengths=None, bint batch_first=False, bint ragged=False):
         self.batch = frnn_batch(T, B, NULL, NULL)
-        self.lengths, self.batch_first, self.rows = lengths, batch_first, T * B
+        self.T, self.B, self.rows = T, B, T * B
+        self.lengths, self.batch_first = lengths, batch_first
         if lengths is None:
             return
         self.batch.lengths = <const int64_t *>cnp.PyArray_DATA(lengths)
@@ -220,14 +228,6 @@ cdef class Batch:
             self.rows = self.starts[B]
 
     @property
-    def T(self):
-        return self.batch.T
-
-    @property
-    def B(self):
-        return self.batch.B
-
-    @property
     def ragged(self):
         return self.starts is not None
 
@@ -236,16 +236,16 @@ cdef class Batch:
         """Whether arrays have rows that belong to no step."""
         return self.lengths is not None and self.starts is None
 
-    cdef frnn_rows rows_of(self, array, int64_t width, itemsize) except *:
-        cdef frnn_rows rows = frnn_rows(data_of(array, self.rows * width, itemsize), 0, 0, NULL)
+    cdef int rows_of(self, frnn_rows *rows, array, int64_t width, int itemsize) except -1:
+        rows.data, rows.starts = data_of(array, self.rows * width, itemsize), NULL
         if self.starts is not None:
-            rows.time_step = width
+            rows.time_step, rows.sequence_step = width, 0
             rows.starts = <const int64_t *>cnp.PyArray_DATA(self.starts)
         elif self.batch_first:
-            rows.time_step, rows.sequence_step = width, self.batch.T * width
+            rows.time_step, rows.sequence_step = width, self.T * width
         else:
-            rows.time_step, rows.sequence_step = self.batch.B * width, width
-        return rows
+            rows.time_step, rows.sequence_step = self.B * width, width
+        return 0
 
 
 @cython.final
@@ -304,15 +304,15 @@ cdef class Kernel:
         cdef frnn_status status
         cdef const frnn_isa *isa = chosen
         cdef list interruption = []
-        cdef int64_t D = self.layer.directions, states = D * batch.batch.B * self.layer.hidden_size
+        cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
         args.packed = NULL
         if isinstance(weights, Packed):
             isa, args.packed = (<Packed>weights).isa, (<Packed>weights).data
         else:
             self.weights_of(weights, pointers)
         args.weights = pointers
-        args.x = batch.rows_of(x, self.layer.input_size, self.itemsize)
-        args.y = batch.rows_of(y, D * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
+        batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
         args.h0, args.hT = data_of(h0, states, self.itemsize), data_of(hT, states, self.itemsize)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
         args.workspace = workspace_of(
@@ -329,14 +329,14 @@ cdef class Kernel:
         cdef frnn_status status
         cdef const frnn_isa *isa = chosen
         cdef list interruption = []
-        cdef int64_t D = self.layer.directions, states = D * batch.batch.B * self.layer.hidden_size
+        cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
         self.weights_of(weights, pointers)
         self.weights_of(gradients, sums)
         args.weights, args.gradients = pointers, sums
-        args.x = batch.rows_of(x, self.layer.input_size, self.itemsize)
-        args.y = batch.rows_of(y, D * self.layer.hidden_size, self.itemsize)
-        args.dy = batch.rows_of(dy, D * self.layer.hidden_size, self.itemsize)
-        args.dx = batch.rows_of(dx, self.layer.input_size, self.itemsize)
+        batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
+        batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&args.dy, dy, D * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&args.dx, dx, self.layer.input_size, self.itemsize)
         args.h0, args.dhT = data_of(h0, states, self.itemsize), data_of(dhT, states, self.itemsize)
         args.dh0 = data_of(dh0, states, self.itemsize)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)

@@ -14,10 +14,11 @@ _MOST_ELEMENTS = 2**55
 
 def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
     """``value`` as an aligned C-contiguous array of ``dtype``: itself if it is one, else a converted copy."""
-    if type(value) is not np.ndarray or value.dtype is not dtype:
-        value = np.asarray(value)
-        if value.dtype.kind not in "fiub":
-            raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
+    if _core.ready(value, dtype):
+        return value
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
     return np.require(value, dtype, ("C", "A"))
 
 

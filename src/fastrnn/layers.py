@@ -200,7 +200,7 @@ class Layer(_Inference):
 
     def _states_of_layer(self, k, states):
         D = self.num_directions
-        return [s[k * D : (k + 1) * D] for s in states]
+        return states if self.num_layers == 1 else [s[k * D : (k + 1) * D] for s in states]
 
     def _empty(self, batch, x_shape, width):
         """An array in the layout of the batch; zero where no step will write."""
