@@ -171,21 +171,24 @@ def measure(dtype: DTypeLike = np.float32, threads: int = 1, seconds: float = 0.
 
 
 def _rate(loops: Sequence[Callable[[int], int]], seconds: float) -> float:
-    """Amount per second when each of ``loops`` runs in a thread of its own, all at once.
+    """Amount per second of all ``loops``, each in a thread of its own, all at once.
 
     A loop takes a number of rounds and returns the amount it did. The number grows until the run lasts
     ``seconds``.
     """
     rounds = 1
     while True:
-        amount, elapsed = _run_together(loops, rounds)
+        rate, elapsed = _run_together(loops, rounds)
         if elapsed >= seconds:
-            return amount / elapsed
+            return rate
         rounds *= min(64, max(2, int(1.2 * seconds / elapsed)))
 
 
-def _run_together(loops: Sequence[Callable[[int], int]], rounds: int) -> tuple[int, float]:
-    """Total amount of ``loops``, and the seconds from the start of the first to the end of the last."""
+def _run_together(loops: Sequence[Callable[[int], int]], rounds: int) -> tuple[float, float]:
+    """The sum of the rates of ``loops``, and the seconds that the slowest took.
+
+    Summing rates, not amounts, keeps a core that another program disturbs from hiding what the others can do.
+    """
     ready = threading.Barrier(len(loops))
     results = []
 
@@ -193,7 +196,7 @@ def _run_together(loops: Sequence[Callable[[int], int]], rounds: int) -> tuple[i
         ready.wait()
         start = time.perf_counter()
         amount = loop(rounds)
-        results.append((amount, start, time.perf_counter()))
+        results.append((amount, time.perf_counter() - start))
 
     helpers = [threading.Thread(target=run, args=(loop,), daemon=True) for loop in loops[1:]]
     for helper in helpers:
@@ -201,8 +204,7 @@ def _run_together(loops: Sequence[Callable[[int], int]], rounds: int) -> tuple[i
     run(loops[0])
     for helper in helpers:
         helper.join()
-    amounts, starts, ends = zip(*results, strict=True)
-    return sum(amounts), max(ends) - min(starts)
+    return sum(amount / elapsed for amount, elapsed in results), max(elapsed for _, elapsed in results)
 
 
 def _text(path: Path) -> str:

@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add this command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="time the kernels against the NumPy reference and against this machine's limit",
+        help="time the kernels against the NumPy reference and this machine's limit (about a minute)",
         description="Time the kernels against the NumPy reference, and against the limit of this machine "
         "(peak of its multiply-add units, bandwidth of the cache that holds the weights), measured in the "
         "same run.",
@@ -239,11 +239,11 @@ def _rates(rates: roofline.Roofline) -> str:
 
 
 def _time(seconds: float) -> str:
-    """A time with three or four digits and its unit."""
+    """A time with four digits and its unit."""
     for unit, scale in (("us", 1e6), ("ms", 1e3)):
         if seconds * scale < 1000:
-            return f"{seconds * scale:.4g} {unit}"
-    return f"{seconds:.4g} s"
+            return f"{seconds * scale:#.4g} {unit}"
+    return f"{seconds:#.4g} s"
 
 
 def _shapes(text: str) -> list[Shape]:

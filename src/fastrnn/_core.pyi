@@ -1,0 +1,70 @@
+from typing import final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+version: str
+compiler: str
+
+_Weights = tuple[tuple[NDArray | None, NDArray | None, NDArray | None, NDArray | None], ...]
+
+def isas() -> tuple[str, ...]: ...
+def get_isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def cells() -> tuple[str, ...]: ...
+def processors() -> int: ...
+def ready(array: object, dtype: np.dtype) -> bool: ...
+def evaluate(function: str, x: NDArray) -> NDArray: ...
+def product(a: NDArray, b: NDArray) -> NDArray: ...
+def fma_loop(dtype: DTypeLike, rounds: int) -> int: ...
+def read_loop(array: NDArray, rounds: int) -> int: ...
+@final
+class Batch:
+    T: int
+    B: int
+    lengths: NDArray[np.int64] | None
+    batch_first: bool
+    def __init__(
+        self,
+        T: int,
+        B: int,
+        lengths: NDArray[np.int64] | None = None,
+        batch_first: bool = False,
+        ragged: bool = False,
+    ) -> None: ...
+    @property
+    def ragged(self) -> bool: ...
+    @property
+    def padded(self) -> bool: ...
+
+@final
+class Packed: ...
+
+@final
+class Kernel:
+    def __init__(self, cell: str, dtype: np.dtype, directions: int, I: int, H: int) -> None: ...
+    def pack(self, weights: _Weights, threads: int) -> Packed: ...
+    def run_forward(
+        self,
+        batch: Batch,
+        weights: _Weights | Packed,
+        x: NDArray,
+        y: NDArray,
+        h0: NDArray,
+        hT: NDArray,
+        threads: int,
+    ) -> None: ...
+    def run_backward(
+        self,
+        batch: Batch,
+        weights: _Weights,
+        x: NDArray,
+        y: NDArray,
+        h0: NDArray,
+        dy: NDArray | None,
+        dhT: NDArray | None,
+        dx: NDArray,
+        dh0: NDArray,
+        gradients: _Weights,
+        threads: int,
+    ) -> None: ...

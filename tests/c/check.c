@@ -1,0 +1,201 @@
+/* The C library's own test program: every instruction set, element type, cell and number of threads over awkward shapes,
+ * forward and backward, in buffers of exactly the documented sizes, so that sanitizers and emulators see every access.
+ *
+ * With FMA all results must be the same bits; "generic" must be close. The checksum printed last is the same on every
+ * processor with FMA. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fastrnn.h"
+
+typedef struct {
+    int64_t T, B, I, H;
+    int directions, lengths, ragged;
+} shape;
+
+static const shape shapes[] = {
+    {0, 2, 3, 4, 1, 0, 0},     {1, 1, 1, 1, 1, 0, 0},     {7, 0, 3, 5, 2, 0, 0},     {5, 3, 17, 33, 2, 0, 0},
+    {9, 7, 5, 65, 1, 1, 0},    {9, 7, 5, 16, 2, 1, 1},    {40, 1, 8, 130, 2, 0, 0},  {6, 40, 20, 70, 1, 1, 0},
+    {3, 300, 4, 9, 2, 1, 1},   {30, 2, 300, 257, 1, 0, 0}, {300, 2, 3, 64, 1, 1, 0}, {20, 1, 64, 512, 1, 0, 0},
+};
+
+static uint64_t state;
+
+static double uniform(void) { /* in [-1, 1), the same on every machine */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(int64_t)(state >> 11) * 0x1p-52 - 1.0;
+}
+
+static void *filled(frnn_dtype dtype, int64_t count, double scale) {
+    void *data = malloc((size_t)count * (dtype == FRNN_F32 ? 4 : 8) + (count == 0));
+    if (!data) abort();
+    for (int64_t i = 0; i < count; ++i) {
+        const double value = uniform() * scale;
+        if (dtype == FRNN_F32) {
+            ((float *)data)[i] = (float)value;
+        } else {
+            ((double *)data)[i] = value;
+        }
+    }
+    return data;
+}
+
+static double at(frnn_dtype dtype, const void *data, int64_t i) {
+    return dtype == FRNN_F32 ? (double)((const float *)data)[i] : ((const double *)data)[i];
+}
+
+enum { OUTPUTS = 13 };
+
+/* All results of one call, forward and backward. */
+typedef struct {
+    void *data[OUTPUTS];
+    int64_t count[OUTPUTS];
+    int n;
+} results;
+
+static void *output(results *r, frnn_dtype dtype, int64_t count) {
+    r->count[r->n] = count;
+    return r->data[r->n++] = filled(dtype, count, 0);
+}
+
+static void release(results *r) {
+    for (int i = 0; i < r->n; ++i) free(r->data[i]);
+}
+
+static frnn_rows rows_of(void *data, const shape *s, int64_t width, const int64_t *starts) {
+    frnn_rows rows = {data, s->B * width, width, NULL};
+    if (starts) rows = (frnn_rows){data, width, 0, starts};
+    return rows;
+}
+
+static void *workspace_of(size_t size) {
+    void *workspace = aligned_alloc(64, (size + 63) / 64 * 64);
+    if (size == 0 || !workspace) abort();
+    return workspace;
+}
+
+static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape *s, int threads) {
+    const int64_t D = s->directions, GH = frnn_cell_gates(cell) * s->H;
+    const frnn_layer layer = {cell, dtype, s->directions, s->I, s->H};
+    int64_t *lengths = malloc((size_t)(s->B + 1) * sizeof *lengths), *order = malloc((size_t)(s->B + 1) * sizeof *order);
+    int64_t *starts = calloc((size_t)s->B + 1, sizeof *starts), total = 0, n = 0;
+    if (!lengths || !order || !starts) abort();
+    for (int64_t b = 0; b < s->B; ++b) lengths[b] = s->lengths ? (b * 7 + 3) % (s->T + 1) : s->T;
+    for (int64_t length = s->T; length >= 0; --length) {
+        for (int64_t b = 0; b < s->B; ++b) {
+            if (lengths[b] == length) order[n++] = b;
+        }
+    }
+    for (int64_t b = 0; b < s->B; ++b) {
+        starts[b] = total;
+        total += lengths[b];
+    }
+    const frnn_batch batch = {s->T, s->B, s->lengths ? lengths : NULL, s->lengths ? order : NULL};
+    const int64_t rows = s->ragged ? total : s->T * s->B, *ragged = s->ragged ? starts : NULL;
+
+    state = 42;
+    frnn_weights weights[2], gradients[2];
+    results r = {.n = 0};
+    void *x = filled(dtype, rows * s->I, 1), *dy = filled(dtype, rows * D * s->H, 1);
+    void *h0 = filled(dtype, D * s->B * s->H, 1), *dhT = filled(dtype, D * s->B * s->H, 1);
+    for (int d = 0; d < D; ++d) {
+        const double scale = 1 / sqrt((double)s->H);
+        weights[d] = (frnn_weights){filled(dtype, GH * s->I, scale), filled(dtype, GH * s->H, scale),
+                                    filled(dtype, GH, scale), d ? NULL : filled(dtype, GH, scale)};
+        gradients[d] = (frnn_weights){output(&r, dtype, GH * s->I), output(&r, dtype, GH * s->H),
+                                      output(&r, dtype, GH), d ? NULL : output(&r, dtype, GH)};
+    }
+    void *y = output(&r, dtype, rows * D * s->H), *dx = output(&r, dtype, rows * s->I);
+    void *hT = output(&r, dtype, D * s->B * s->H), *dh0 = output(&r, dtype, D * s->B * s->H);
+
+    frnn_forward_args forward = {.weights = weights, .h0 = h0, .hT = hT};
+    forward.x = rows_of(x, s, s->I, ragged);
+    forward.y = rows_of(y, s, D * s->H, ragged);
+    forward.workspace = workspace_of(frnn_forward_workspace(isa, threads, &layer, &batch, 0));
+    if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();
+    free(forward.workspace);
+
+    frnn_backward_args backward = {.weights = weights, .x = forward.x, .y = forward.y, .h0 = h0, .dhT = dhT, .dh0 = dh0};
+    backward.gradients = gradients;
+    backward.dy = rows_of(dy, s, D * s->H, ragged);
+    backward.dx = rows_of(dx, s, s->I, ragged);
+    backward.workspace = workspace_of(frnn_backward_workspace(isa, threads, &layer, &batch));
+    if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
+    free(backward.workspace);
+
+    void *inputs[] = {x, dy, h0, dhT, lengths, order, starts, weights[0].W, weights[0].R, weights[0].b_ih, weights[0].b_hh};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; ++i) free(inputs[i]);
+    if (D == 2) {
+        free(weights[1].W);
+        free(weights[1].R);
+        free(weights[1].b_ih);
+    }
+    return r;
+}
+
+/* The largest difference relative to the largest value; 0 only if all bits are the same. */
+static double difference(frnn_dtype dtype, const results *a, const results *b) {
+    double worst = 0;
+    for (int i = 0; i < a->n; ++i) {
+        const size_t bytes = (size_t)a->count[i] * (dtype == FRNN_F32 ? 4 : 8);
+        double largest = 0, apart = 0;
+        if (memcmp(a->data[i], b->data[i], bytes) == 0) continue;
+        for (int64_t k = 0; k < a->count[i]; ++k) {
+            largest = fmax(largest, fabs(at(dtype, a->data[i], k)));
+            apart = fmax(apart, fabs(at(dtype, a->data[i], k) - at(dtype, b->data[i], k)));
+        }
+        worst = fmax(worst, fmax(apart / fmax(largest, 1), 1e-300));
+    }
+    return worst;
+}
+
+static uint64_t checksum(uint64_t sum, frnn_dtype dtype, const results *r) {
+    for (int i = 0; i < r->n; ++i) {
+        const unsigned char *byte = r->data[i];
+        const int64_t bytes = r->count[i] * (dtype == FRNN_F32 ? 4 : 8);
+        for (int64_t k = 0; k < bytes; ++k) sum = (sum ^ byte[k]) * 1099511628211u; /* FNV-1a */
+    }
+    return sum;
+}
+
+int main(void) {
+    int passed = 0, failed = 0;
+    uint64_t sum = 14695981039346656037u;
+    const frnn_isa *best = frnn_isa_at(0);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
+        for (int cell = 0; frnn_cell_name(cell); ++cell) {
+            for (frnn_dtype dtype = FRNN_F32; dtype <= FRNN_F64; ++dtype) {
+                results first = run(best, dtype, cell, &shapes[i], 1);
+                sum = checksum(sum, dtype, &first);
+                for (int index = 0; frnn_isa_at(index); ++index) {
+                    const frnn_isa *isa = frnn_isa_at(index);
+                    const int fused = strcmp(frnn_isa_name(isa), "generic") != 0;
+                    results single = run(isa, dtype, cell, &shapes[i], 1);
+                    /* A rounding error of each product, grown by the steps of a linear recurrence. */
+                    const double bound = fused ? 0 : dtype == FRNN_F32 ? 1e-3 : 1e-12;
+                    for (int threads = 1; threads <= 3; ++threads) {
+                        results now = run(isa, dtype, cell, &shapes[i], threads);
+                        const double from_first = difference(dtype, &first, &now);
+                        const double from_single = difference(dtype, &single, &now);
+                        const int good = from_first <= bound && from_single == 0;
+                        passed += good;
+                        failed += !good;
+                        if (!good) {
+                            printf("%s %s f%d shape %d, %d threads: %g from the best, %g from one thread\n",
+                                   frnn_isa_name(isa), frnn_cell_name(cell), dtype == FRNN_F32 ? 32 : 64, (int)i, threads,
+                                   from_first, from_single);
+                        }
+                        release(&now);
+                    }
+                    release(&single);
+                }
+                release(&first);
+            }
+        }
+    }
+    printf("checksum %016llx on %s\n", (unsigned long long)sum, frnn_isa_name(best));
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

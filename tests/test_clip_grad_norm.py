@@ -1,0 +1,70 @@
+"""clip_grad_norm scales a dict of arrays in place to a norm, and returns the norm there was."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastrnn
+
+
+@pytest.fixture
+def grads(rng, dtype):
+    return {"a": rng.standard_normal((7, 5)).astype(dtype), "b": rng.standard_normal(9).astype(dtype)}
+
+
+def norm(grads):
+    return math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in grads.values()))
+
+
+def close(dtype):
+    # Each scaled element rounds twice at most, and so does the factor.
+    return 10 * float(np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.25, 0.999])
+def test_a_larger_norm_is_brought_down_in_place(grads, dtype, factor):
+    arrays, before, size = dict(grads), {name: g.copy() for name, g in grads.items()}, norm(grads)
+    returned = fastrnn.clip_grad_norm(grads, factor * size)
+    assert type(returned) is float
+    assert returned == pytest.approx(size, rel=close(dtype))
+    # A guard against division by zero, as PyTorch's 1e-6 beside the norm, may make the result slightly smaller.
+    assert norm(grads) == pytest.approx(factor * size, rel=close(dtype) + 1e-6)
+    for name, g in grads.items():
+        assert g is arrays[name] and g.dtype == dtype
+        assert np.allclose(g, factor * before[name], rtol=close(dtype) + 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1.001, 50, math.inf])
+def test_a_smaller_norm_is_left_alone(grads, dtype, factor):
+    before = {name: g.copy() for name, g in grads.items()}
+    assert fastrnn.clip_grad_norm(grads, factor * norm(grads)) == pytest.approx(norm(before), rel=close(dtype))
+    assert all(np.array_equal(g, before[name]) for name, g in grads.items())
+
+
+def test_nothing_and_zeros(dtype):
+    zeros = {"a": np.zeros((3, 2), dtype)}
+    assert fastrnn.clip_grad_norm(zeros, 1.0) == 0 and not zeros["a"].any()
+    assert fastrnn.clip_grad_norm({}, 1.0) == 0
+
+
+def test_squares_that_overflow_float32():
+    grads = {"a": np.full(4, 1e30, np.float32)}
+    assert fastrnn.clip_grad_norm(grads, 1.0) == pytest.approx(2e30, rel=1e-6)
+    assert np.allclose(grads["a"], 0.5, rtol=2e-6)
+
+
+def test_the_gradients_of_a_layer(backend, row, rng):
+    layer = getattr(backend, row.cls)(3, 4, seed=1, **row.options)
+    grads = layer.backward(layer.forward(rng.standard_normal((5, 2, 3)))[2], np.ones((5, 2, 4)))
+    size = norm(grads.params)
+    assert fastrnn.clip_grad_norm(grads.params, size / 3) == pytest.approx(size, rel=1e-6)
+    assert norm(grads.params) == pytest.approx(size / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan, "one", None])
+def test_bad_limits_are_refused(grads, max_norm):
+    before = {name: g.copy() for name, g in grads.items()}
+    with pytest.raises((ValueError, TypeError), match="max_norm"):
+        fastrnn.clip_grad_norm(grads, max_norm)
+    assert all(np.array_equal(g, before[name]) for name, g in grads.items())

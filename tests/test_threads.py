@@ -1,0 +1,194 @@
+"""Python threads, fork, Ctrl-C, memory over many calls, and the caller's floating-point mode."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, enliven, infer, make, normal, normal_like, run_script, train, using_threads
+
+import fastrnn
+
+CALLERS = 8
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_calls_from_many_threads_at_once(row, dtype, pool, rng):
+    """One layer shared by all callers: each gets the bits that it gets alone."""
+    layer = enliven(make(row, fastrnn, 24, 65, 2, dtype=dtype), row, rng)
+    work = []
+    for i in range(CALLERS):
+        x = normal(rng, (20 + i, 1 + 4 * i, 24), dtype)
+        y, state = layer(x)
+        work.append({"x": x, "state": normal_like(rng, state), "dy": normal_like(rng, y)})
+    want = [(train(layer, **data), infer(layer, data["x"], data["state"])) for data in work]
+    together = Barrier(CALLERS)
+
+    def caller(i):
+        together.wait(timeout=30)
+        for _ in range(10):
+            assert_same_bits(train(layer, **work[i]), want[i][0])
+            assert_same_bits(infer(layer, work[i]["x"], work[i]["state"]), want[i][1])
+        return True
+
+    with using_threads(pool), ThreadPoolExecutor(CALLERS) as callers:
+        assert all(callers.map(caller, range(CALLERS)))
+
+
+FORK = """
+import os, signal, sys, threading
+import numpy as np
+import fastrnn
+
+fastrnn.set_num_threads(2)
+layer = fastrnn.RNN(16, 64, seed=1)
+x = np.random.default_rng(0).standard_normal((60, 32, 16)).astype(np.float32)
+
+def results():
+    y, state, tape = layer.forward(x)
+    grads = layer.backward(tape, y)
+    return layer(x)[0].tobytes() + grads.x.tobytes() + b"".join(g.tobytes() for g in grads.params.values())
+
+want, stop = results(), threading.Event()
+
+def work():
+    while not stop.is_set():
+        assert results() == want
+
+busy = threading.Thread(target=work)
+if sys.argv[1] == "busy":
+    busy.start()
+try:
+    for cycle in range(20):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a child that hangs is ended, and seen
+            status = 1
+            try:
+                status = 0 if all(results() == want for _ in range(3)) else 2
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, f"child {cycle} ended with {status}"
+        assert results() == want
+finally:
+    stop.set()
+if busy.ident:
+    busy.join()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("parent", ["idle", "busy"])
+def test_fork_after_use(parent):
+    """A child computes on its own, whether or not the parent is in the middle of a call."""
+    assert run_script(FORK, parent, timeout=120) == "done"
+
+
+INTERRUPT = """
+import os, signal, sys, threading, time
+import numpy as np
+import fastrnn
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have left it ignored
+layer = fastrnn.RNN(1, 2048, dtype=np.float64, seed=1)
+short, long = np.ones((3, 1, 1)), np.ones((12000, 1, 1))
+before = layer(short)[0].tobytes()
+
+if sys.argv[1] == "inference":
+    job = lambda: layer(long)
+elif sys.argv[1] == "frozen":
+    frozen = layer.frozen()
+    job = lambda: frozen(long)
+elif sys.argv[1] == "forward":
+    job = lambda: layer.forward(long)
+else:
+    _, state, tape = layer.forward(long[:1000])
+    job = lambda: layer.backward(tape, dstate=state)
+
+sent = []
+
+def interrupt():
+    time.sleep(0.2)
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    job()
+except KeyboardInterrupt:
+    latency = time.monotonic() - sent[0]
+else:
+    sys.exit("not a test: the call ended before it was interrupted")
+assert layer(short)[0].tobytes() == before
+_, _, tape = layer.forward(short)
+layer.backward(tape, np.ones((3, 1, 2048)))
+print(latency)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["inference", "frozen", "forward", "backward"])
+def test_ctrl_c_ends_a_long_call(call, threads):
+    """Within 200 ms by contract; a second, for machines busy with something else. The layer is good afterwards."""
+    latency = float(run_script(INTERRUPT, call, FASTRNN_NUM_THREADS=str(threads)))
+    assert latency < 1
+
+
+MEMORY = """
+import os, sys
+import numpy as np
+import fastrnn
+
+layer = fastrnn.RNN(8, 16, 2, bidirectional=True, dropout=0.1, seed=1)
+one_way = fastrnn.RNN(8, 16, seed=1)
+x = np.random.default_rng(0).standard_normal((5, 3, 8))
+dy = np.ones((5, 3, 32))
+
+def call(n):
+    state = None
+    for _ in range(n):
+        layer(x, lengths=[3, 0, 5])
+        y, _, tape = layer.forward(x)
+        layer.backward(tape, dy)
+        _, state = one_way.step(x[0], state)
+        one_way.frozen()(x)
+        try:
+            layer(dy)
+        except ValueError:
+            pass
+
+def resident():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+call(1000)
+before = resident()
+call(int(sys.argv[1]))
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident size from /proc")
+def test_many_calls_leave_no_memory_behind():
+    """A leak of 100 bytes a call, or of any one array, shows: 10,000 calls of each kind grow by less than 1 MB."""
+    assert int(run_script(MEMORY, "10000")) < 2**20
+
+
+def test_the_callers_floating_point_mode_is_untouched(isa, dtype, row, threads, rng):
+    """The kernels flush denormals to zero; NumPy, afterwards and beside them, does not."""
+    denormal = np.full(64, np.finfo(dtype).tiny / 16, dtype)
+    layer = make(row, fastrnn, 9, 33, dtype=dtype)
+    y, state, tape = layer.forward(normal(rng, (7, 5, 9), dtype))
+    layer.backward(tape, y, state)
+    fastrnn._core.evaluate("tanh", denormal)
+    fastrnn._core.product(denormal.reshape(8, 8), denormal.reshape(8, 8))
+    for number in (layer(normal(rng, (7, 5, 9), dtype))[0], denormal):
+        assert number.any()
+    assert (denormal * dtype(0.5) > 0).all()
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        dtype(1) / np.zeros(1, dtype)
