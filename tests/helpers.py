@@ -1,4 +1,4 @@
-"""What the tests share: the rows under test, drawn data, layouts, comparisons, and an oracle written from the equation."""
+"""What the tests share: rows under test, drawn data, layouts, comparisons, and an oracle."""
 
 import os
 import subprocess
@@ -12,8 +12,9 @@ import pytest
 import fastrnn
 from fastrnn import _core
 
-# One row per cell of the C table `_core.cells()`. `cls` and `options` make the layer, `gates` is G in the parameters'
-# shapes, and `gain` scales an orthogonal weight_hh so that neither states nor gradients vanish or explode in 50 steps.
+# One row per cell of the C table `_core.cells()`. `cls` and `options` make the layer, `gates` is G in the
+# shapes of its parameters, and `gain` scales an orthogonal weight_hh so that neither states nor gradients
+# vanish or explode in 50 steps.
 Row = namedtuple("Row", "cell cls options gates gain")
 
 ROWS = (
@@ -42,7 +43,7 @@ def twin(layer, row, backend, *sizes, **options):
 
 
 def enliven(layer, row, rng):
-    """Overwrite the parameters in place with values that keep states and gradients of order one, at any size."""
+    """Overwrite the parameters in place with values that keep states and gradients alive, at any size."""
     for name, p in layer.params.items():
         if name.startswith("weight_hh"):
             p[...] = row.gain * np.linalg.qr(rng.standard_normal(p.shape))[0]
@@ -149,7 +150,7 @@ def why_meaningless(results):
 
 
 def meaningful_part(results, valid=None):
-    """`results` without the padding, which is zero by contract; `valid` is true at real steps, shaped like y[..., 0]."""
+    """`results` without the padding, zero by contract; `valid`, like y[..., 0], is true at real steps."""
     if valid is None:
         return results
     return {name: a[valid] if name in ("y", "grads.x") else a for name, a in results.items()}
@@ -172,7 +173,7 @@ def normalised_error(got, want):
 
 
 def assert_close(got, want, forward, gradient, note=""):
-    """Every named array within its limit of normalised error: `gradient` for gradients, `forward` for the others."""
+    """Every named array within its limit of normalised error: `gradient` for gradients, else `forward`."""
     assert got.keys() == want.keys()
     for name, expected in want.items():
         assert got[name].shape == expected.shape, f"{note} {name}: {got[name].shape} is not {expected.shape}"
@@ -183,7 +184,7 @@ def assert_close(got, want, forward, gradient, note=""):
 
 def differing_bits(a, b):
     """How many elements differ in any bit."""
-    assert a.shape == b.shape and a.dtype == b.dtype, f"{a.shape} {a.dtype} against {b.shape} {b.dtype}"
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
     as_bits = np.dtype(f"u{a.dtype.itemsize}")
     return np.count_nonzero(np.ascontiguousarray(a).view(as_bits) != np.ascontiguousarray(b).view(as_bits))
 
@@ -206,13 +207,13 @@ ACTIVATIONS = {
 
 
 def elman(x, params, state, lengths, nonlinearity):
-    """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), one sequence and one step at a time, in the dtype of its inputs.
+    """h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step, in the dtype of its inputs.
 
     x (T, B, I), state (L*D, B, H) -> y (T, B, D*H), final state, all pre-activations (n, H).
     """
     f = ACTIVATIONS[nonlinearity]
     directions = 1 + ("weight_ih_l0_reverse" in params)
-    end, pre = state.copy(), []
+    end, pre, outputs = state.copy(), [], []
     for k in range(len(end)):
         layer, reverse = divmod(k, directions)
         suffix = f"l{layer}" + "_reverse" * reverse
@@ -223,9 +224,9 @@ def elman(x, params, state, lengths, nonlinearity):
             for t in reversed(range(n)) if reverse else range(n):
                 pre.append(w_ih @ x[t, j] + w_hh @ end[k, j] + bias)
                 end[k, j] = y[t, j] = f(pre[-1])
-        outputs = [*outputs, y] if reverse else [y]
+        outputs.append(y)
         if len(outputs) == directions:
-            x = np.concatenate(outputs, axis=-1)
+            x, outputs = np.concatenate(outputs, axis=-1), []
     return x, end, np.array(pre)
 
 

@@ -1,4 +1,4 @@
-"""The gradients of everything against central differences of the loss, in float64, for kernels and reference alike."""
+"""The gradients of everything against central differences of the loss, in float64, for both backends."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ from helpers import (
 )
 
 STEP = 1e-5
-# Per unit of the largest gradient. The loss is of order 10 and rounds at 1e-15 of that, so a difference over 2e-5 is
-# right to about 1e-9, and the step's own error is 1e-10 times a third derivative of order 1 to 10; the largest element
-# of a small gradient (the logistic's slope is at most 1/4) may be of order 0.05.
+# Per unit of the largest gradient. The loss is of order 10 and rounds at 1e-15 of that, so a difference over
+# 2e-5 is right to about 1e-9, and the step's own error is 1e-10 times a third derivative of order 1 to 10;
+# the largest element of a small gradient (the logistic's slope is at most 1/4) may be of order 0.05.
 LIMIT = 1e-7
 # A pre-activation of a rectifier nearer to zero than this could cross it within a step.
 KINK = 1e-3

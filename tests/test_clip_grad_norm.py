@@ -28,23 +28,27 @@ def test_a_larger_norm_is_brought_down_in_place(grads, dtype, factor):
     returned = fastrnn.clip_grad_norm(grads, factor * size)
     assert type(returned) is float
     assert returned == pytest.approx(size, rel=close(dtype))
-    # A guard against division by zero, as PyTorch's 1e-6 beside the norm, may make the result slightly smaller.
+    # A guard against division by zero, as PyTorch's 1e-6 beside the norm, may make it slightly smaller.
     assert norm(grads) == pytest.approx(factor * size, rel=close(dtype) + 1e-6)
     for name, g in grads.items():
-        assert g is arrays[name] and g.dtype == dtype
+        assert g is arrays[name]
+        assert g.dtype == dtype
         assert np.allclose(g, factor * before[name], rtol=close(dtype) + 1e-6, atol=0)
 
 
 @pytest.mark.parametrize("factor", [1.001, 50, math.inf])
 def test_a_smaller_norm_is_left_alone(grads, dtype, factor):
     before = {name: g.copy() for name, g in grads.items()}
-    assert fastrnn.clip_grad_norm(grads, factor * norm(grads)) == pytest.approx(norm(before), rel=close(dtype))
+    assert fastrnn.clip_grad_norm(grads, factor * norm(grads)) == pytest.approx(
+        norm(before), rel=close(dtype)
+    )
     assert all(np.array_equal(g, before[name]) for name, g in grads.items())
 
 
 def test_nothing_and_zeros(dtype):
     zeros = {"a": np.zeros((3, 2), dtype)}
-    assert fastrnn.clip_grad_norm(zeros, 1.0) == 0 and not zeros["a"].any()
+    assert fastrnn.clip_grad_norm(zeros, 1.0) == 0
+    assert not zeros["a"].any()
     assert fastrnn.clip_grad_norm({}, 1.0) == 0
 
 

@@ -1,4 +1,4 @@
-"""Inputs of any real dtype and any memory layout: the same bits as from plain arrays, and the inputs unmodified."""
+"""Inputs of any real dtype and memory layout: the same bits as from plain arrays; inputs unmodified."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,20 @@ def subclass(a):
     return a.view(Array)
 
 
-DTYPES = ["float16", "float32", "float64", "longdouble", "int8", "uint8", "int16", "uint32", "int64", "uint64", ">f4", ">i8"]
+DTYPES = [
+    "float16",
+    "float32",
+    "float64",
+    "longdouble",
+    "int8",
+    "uint8",
+    "int16",
+    "uint32",
+    "int64",
+    "uint64",
+    ">f4",
+    ">i8",
+]
 
 FORMS = {name: (lambda a, name=name: a.astype(name)) for name in DTYPES} | {
     "other byte order": lambda a: a.astype(a.dtype.newbyteorder("S")),
@@ -68,7 +81,8 @@ def test_any_real_array_will_do(backend, row, dtype, data, form, argument, rng):
     given = FORMS[form](plain[argument])
     kept = given.copy()
     assert_same_bits(train(layer, **{**plain, argument: given}), want)
-    assert given.dtype == kept.dtype and np.array_equal(given, kept)
+    assert given.dtype == kept.dtype
+    assert np.array_equal(given, kept)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -99,8 +113,14 @@ def test_parameters_load_from_them(backend, row, dtype, form, rng):
 def test_wider_values_round_once(backend, row, rng):
     """float64 input to a float32 layer is what its float32 copy is."""
     layer = enliven(make(row, backend, INPUTS, HIDDEN, dtype=np.float32), row, rng)
-    wide = {"x": rng.standard_normal((STEPS, BATCH, INPUTS)), "state": rng.standard_normal((1, BATCH, HIDDEN))}
-    wide |= {"dy": rng.standard_normal((STEPS, BATCH, HIDDEN)), "dstate": rng.standard_normal((1, BATCH, HIDDEN))}
+    wide = {
+        "x": rng.standard_normal((STEPS, BATCH, INPUTS)),
+        "state": rng.standard_normal((1, BATCH, HIDDEN)),
+    }
+    wide |= {
+        "dy": rng.standard_normal((STEPS, BATCH, HIDDEN)),
+        "dstate": rng.standard_normal((1, BATCH, HIDDEN)),
+    }
     narrow = {name: a.astype(np.float32) for name, a in wide.items()}
     assert_same_bits(train(layer, **wide), train(layer, **narrow))
 

@@ -1,4 +1,4 @@
-"""Dropout: in training only, between layers only, scaled by 1 / (1 - p), repeatable; kernels and reference alike."""
+"""Dropout: in training only, between layers only, scaled by 1 / (1 - p), repeatable; for both backends."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ STEPS, BATCH, INPUTS, HIDDEN = 40, 25, 5, 20
 
 
 def transparent(backend, p, dtype=np.float64, **options):
-    """Two layers, of which the second copies what reaches it: its output is the mask times the first's output."""
+    """Two layers; the second copies what reaches it, so its output is the mask times the first's output."""
     layer = enliven(
         make(IDENTITY, backend, INPUTS, HIDDEN, 2, dropout=p, dtype=dtype, **options),
         IDENTITY,
@@ -112,7 +112,10 @@ def test_a_generator_takes_the_place_of_the_seed(backend, rng):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_kernels_and_reference_drop_alike(isa, row, lengths, batch_first, rng):
     """The same seed gives the same masks, and the same gradients through them."""
-    sizes, options = (INPUTS, HIDDEN, 3), {"bidirectional": True, "batch_first": batch_first, "dtype": np.float64}
+    sizes, options = (
+        (INPUTS, HIDDEN, 3),
+        {"bidirectional": True, "batch_first": batch_first, "dtype": np.float64},
+    )
     for seed in range(3):
         layer = enliven(make(row, reference, *sizes, dropout=0.3, seed=seed, **options), row, rng)
         x = normal(rng, (4, 6, INPUTS) if batch_first else (6, 4, INPUTS))

@@ -1,4 +1,4 @@
-"""Bad input: ValueError or TypeError that names the argument, what was expected and what came; nothing half-changed."""
+"""Bad input: an error that names the argument, what was expected and what came; nothing half-changed."""
 
 import re
 
@@ -13,7 +13,7 @@ STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 
 
 def refused(call, *parts):
-    """`call` raises, and its message holds every part: a regular expression that matches between non-word characters."""
+    """`call` raises, and its message holds every part: a regular expression, matched at the ends of words."""
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
     message = str(caught.value)
@@ -89,7 +89,9 @@ def test_dtype_of_arrays(layer, x, bad, came):
     refused(lambda: layer.backward(tape, bad(y.shape)), "dy", came)
     refused(lambda: layer.backward(tape, y, bad(state.shape)), "dstate", came)
     first = next(iter(layer.params))
-    refused(lambda: layer.load_state_dict({**layer.params, first: bad(layer.params[first].shape)}), first, came)
+    refused(
+        lambda: layer.load_state_dict({**layer.params, first: bad(layer.params[first].shape)}), first, came
+    )
 
 
 @pytest.mark.parametrize("x", [None, "text", {}, [[1.0], [2.0, 3.0]]], ids=["None", "text", "dict", "uneven"])
@@ -98,9 +100,11 @@ def test_x_that_is_no_array(layer, x):
         refused(lambda call=call: call(x), "x")
 
 
-@pytest.mark.parametrize("dims", [(), (4,), (2, 4), (1, 3, 4), (1, 2, 5), (2, 2, 4), (1, 1, 2, 4), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "dims", [(), (4,), (2, 4), (1, 3, 4), (1, 2, 5), (2, 2, 4), (1, 1, 2, 4), (2, 1, 4)], ids=str
+)
 def test_shape_of_state(layer, x, dims):
-    y, state, tape = layer.forward(x)
+    _, state, tape = layer.forward(x)
     want, came = shape(*state.shape), shape(*dims)
     for call in every_call(layer):
         refused(lambda call=call: call(x, np.ones(dims)), "state", want, came)
@@ -109,7 +113,9 @@ def test_shape_of_state(layer, x, dims):
     refused(lambda: layer.backward(tape, None, np.ones(dims)), "dstate", want, came)
 
 
-@pytest.mark.parametrize("dims", [(), (4,), (5, 2), (5, 2, 3), (5, 2, 8), (4, 2, 4), (2, 5, 4), (10, 4)], ids=str)
+@pytest.mark.parametrize(
+    "dims", [(), (4,), (5, 2), (5, 2, 3), (5, 2, 8), (4, 2, 4), (2, 5, 4), (10, 4)], ids=str
+)
 def test_shape_of_dy(layer, x, dims):
     y, _, tape = layer.forward(x)
     refused(lambda: layer.backward(tape, np.ones(dims)), "dy", shape(*y.shape), shape(*dims))
@@ -129,7 +135,7 @@ LENGTHS = [
     ([-1, 5], "-1"),
     ([5, 6], "6"),
     ([5, 2**40], str(2**40)),
-    ([5, 2**63], str(2**63) + "|uint64"),
+    (np.array([5, 2**63], np.uint64), str(2**63)),
     ([5, -(2**63)], str(-(2**63))),
     ([5, np.nan], "nan|float64"),
     ([5, np.inf], "inf|float64"),
@@ -149,7 +155,9 @@ def test_lengths(layer, x, lengths, came):
 @pytest.mark.parametrize("lengths", [[2, 3], [7], [6, 1], [0, 0], []], ids=str)
 def test_lengths_that_do_not_add_up(layer, lengths):
     for call in every_call(layer):
-        refused(lambda call=call: call(np.ones((6, INPUTS)), lengths=lengths), "lengths", "6", str(sum(lengths)))
+        refused(
+            lambda call=call: call(np.ones((6, INPUTS)), lengths=lengths), "lengths", "6", str(sum(lengths))
+        )
 
 
 @pytest.mark.parametrize("lengths", [[-1, 7], [np.nan, 6], [2**63 - 1, 2**63 - 1], [[6]]], ids=str)
@@ -165,14 +173,21 @@ def test_step_needs_one_direction(backend, row):
         refused(lambda step=step: step(np.ones((BATCH, INPUTS))), "bidirectional")
 
 
-@pytest.mark.parametrize("tape", [None, 3, "tape", (), np.ones(3)], ids=["None", "int", "str", "tuple", "array"])
+@pytest.mark.parametrize(
+    "tape", [None, 3, "tape", (), np.ones(3)], ids=["None", "int", "str", "tuple", "array"]
+)
 def test_what_is_no_tape(layer, tape):
     refused(lambda: layer.backward(tape), "tape")
 
 
 def test_the_tape_of_another_layer(layer, backend, row, x):
     """Even of one that is the same in all but identity, or in size alone."""
-    for sizes, options in (((HIDDEN,), {}), ((HIDDEN,), {"bidirectional": True}), ((HIDDEN + 1,), {}), ((HIDDEN, 2), {})):
+    for sizes, options in (
+        ((HIDDEN,), {}),
+        ((HIDDEN,), {"bidirectional": True}),
+        ((HIDDEN + 1,), {}),
+        ((HIDDEN, 2), {}),
+    ):
         other = make(row, backend, INPUTS, *sizes, dtype=np.float64, **options)
         y, _, tape = other.forward(x)
         refused(lambda tape=tape, y=y: layer.backward(tape, y), "tape")
@@ -199,7 +214,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS])
+@pytest.mark.parametrize(
+    ("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS]
+)
 def test_options(backend, row, name, value, came):
     refused(lambda: make(row, backend, INPUTS, HIDDEN, **{name: value}), name, came)
 
@@ -207,10 +224,14 @@ def test_options(backend, row, name, value, came):
 @pytest.mark.parametrize("nonlinearity", ["sine", "", "TANH", None, 3])
 def test_nonlinearity(backend, nonlinearity):
     parts = ["nonlinearity", "'?tanh'?", "'?relu'?", "'?logistic'?", "'?identity'?"]
-    refused(lambda: backend.RNN(INPUTS, HIDDEN, nonlinearity=nonlinearity), *parts, re.escape(repr(nonlinearity)))
+    refused(
+        lambda: backend.RNN(INPUTS, HIDDEN, nonlinearity=nonlinearity), *parts, re.escape(repr(nonlinearity))
+    )
 
 
-@pytest.mark.parametrize(("value", "came"), [(-1, "-1"), (2.5, "2.5|float"), ("3", "'?3'?|str"), (None, "None|NoneType")])
+@pytest.mark.parametrize(
+    ("value", "came"), [(-1, "-1"), (2.5, "2.5|float"), ("3", "'?3'?|str"), (None, "None|NoneType")]
+)
 @pytest.mark.parametrize("name", ["input_size", "hidden_size"])
 def test_sizes(backend, row, name, value, came):
     sizes = {"input_size": INPUTS, "hidden_size": HIDDEN, name: value}
@@ -227,8 +248,10 @@ def test_unknown_options(backend, row):
 
 @pytest.mark.parametrize(
     "sizes",  # products that overflow 64 bits, that reach 2^63 exactly, and that exceed any address space
-    [(2**62, 1), (1, 2**62), (2**62, 2**62), (2**61, 1), (2**63, 1), (2**64, 1), (1, 2**64), (2**31, 2**31), (2**58, 1)]
-    + [(1, 2**31), (1, 2**32), (2**32 + 3, 2**32)],
+    [
+        *[(2**62, 1), (1, 2**62), (2**62, 2**62), (2**61, 1), (2**63, 1), (2**64, 1), (1, 2**64)],
+        *[(2**31, 2**31), (2**58, 1), (1, 2**31), (1, 2**32), (2**32 + 3, 2**32)],
+    ],
     ids=str,
 )
 def test_layers_too_large(backend, row, dtype, sizes):
@@ -236,7 +259,9 @@ def test_layers_too_large(backend, row, dtype, sizes):
         make(row, backend, *sizes, dtype=dtype)
 
 
-@pytest.mark.parametrize("dims", [(2**50, 1), (2**59, 1), (1, 2**50), (2**31, 2**28), (2**32, 2**27)], ids=str)
+@pytest.mark.parametrize(
+    "dims", [(2**50, 1), (2**58, 1), (1, 2**50), (2**31, 2**27), (2**32, 2**26)], ids=str
+)
 def test_inputs_too_large(layer, dims):
     """Inputs of no size in memory, whose outputs would not fit in any."""
     x = np.broadcast_to(np.float64(1), (*dims, INPUTS))
@@ -262,9 +287,16 @@ def test_unexpected_parameters(layer):
 def test_parameters_of_other_shapes(layer):
     for name, p in layer.params.items():
         given = {key: q + 1 for key, q in layer.params.items()}
-        for bad in (np.ones((*p.shape, 1)), np.ones((p.shape[0] + 1, *p.shape[1:])), np.ones(()), p.ravel()[:-1]):
+        for bad in (
+            np.ones((*p.shape, 1)),
+            np.ones((p.shape[0] + 1, *p.shape[1:])),
+            np.ones(()),
+            p.ravel()[:-1],
+        ):
             given[name] = bad
-            refused(lambda given=given: layer.load_state_dict(given), name, shape(*p.shape), shape(*bad.shape))
+            refused(
+                lambda given=given: layer.load_state_dict(given), name, shape(*p.shape), shape(*bad.shape)
+            )
 
 
 @pytest.mark.parametrize("given", [None, 3, "text", [1, 2]], ids=["None", "int", "str", "list"])
@@ -275,7 +307,9 @@ def test_what_is_no_state_dict(layer, given):
 # ---- Functions. ----
 
 
-@pytest.mark.parametrize(("n", "came"), [(0, "0"), (-1, "-1"), ("a", "'?a'?|str"), (1.5, "1.5|float"), (None, "None|NoneType")])
+@pytest.mark.parametrize(
+    ("n", "came"), [(0, "0"), (-1, "-1"), ("a", "'?a'?|str"), (1.5, "1.5|float"), (None, "None|NoneType")]
+)
 def test_set_num_threads(n, came):
     with using_threads(2):
         refused(lambda: fastrnn.set_num_threads(n), "n|threads|num_threads", came)

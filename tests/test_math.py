@@ -19,9 +19,10 @@ EXACT = {"exp": np.exp, "tanh": np.tanh, "logistic": logistic}
 
 # Where implementations change branch or their result saturates, overflows or underflows, for |x|.
 EDGES_FLOAT32 = (
-    (1.2e-38, 1e-20, 2.0**-13, 2.0**-12, 4e-4, 0.0225, 0.1, 0.25, 0.34657359, 0.5, 0.54930614, 0.625, 0.69314718)
-    + (1.0, 1.0397208, 2.0, 4.0, 7.9, 8.664339, 9.010913, 10.0, 16.635532, 17.328680, 18.714973, 20.0, 44.0)
-    + (87.336544, 87.5, 88.0, 88.029694, 88.722839, 89.0, 89.41599, 103.2789, 103.97208, 127.0, 1e30)
+    *(1.2e-38, 1e-20, 2.0**-13, 2.0**-12, 4e-4, 0.0225, 0.1, 0.25, 0.34657359, 0.5, 0.54930614, 0.625),
+    *(0.69314718, 1.0, 1.0397208, 2.0, 4.0, 7.9, 8.664339, 9.010913, 10.0, 16.635532, 17.328680, 18.714973),
+    *(20.0, 44.0, 87.336544, 87.5, 88.0, 88.029694, 88.722839, 89.0, 89.41599, 103.2789, 103.97208),
+    *(127.0, 1e30),
 )
 
 
@@ -48,7 +49,7 @@ def runs():
 
 @functools.cache
 def sample():
-    """2^20 bit patterns spread evenly over all 2^32, and the runs; every kind of special value is among them."""
+    """2^20 bit patterns spread evenly over all 2^32, the runs, and every kind of special value."""
     spread = (np.arange(2**20, dtype=np.uint64) * 4093 % 2**32).astype(np.uint32).view(np.float32)
     return np.concatenate([spread, *runs(), np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32)])
 
@@ -59,9 +60,10 @@ def flushed(a):
 
 
 def ulp_error(got, want):
-    """|got - want| in units of got's last place at want. `want` is of a wider type, so its own error does not count.
+    """|got - want| in units of got's last place at want, a wider type, so its own error does not count.
 
-    Denormal results count as zero, and zero is right for whatever rounds to one. Infinity is right from 2^maxexp on.
+    Denormal results count as zero; zero is right where the exact value is denormal; infinity is right from
+    2^maxexp on.
     """
     info, wide = np.finfo(got.dtype), want.dtype.type
     top = np.ldexp(wide(1), info.maxexp)
@@ -77,7 +79,9 @@ def ulp_error(got, want):
 def assert_accurate(got, want, x):
     error = ulp_error(got, want)
     worst = np.nanargmax(np.where(np.isnan(error), np.inf, error))
-    assert error[worst] <= MAX_ULP, f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
+    assert error[worst] <= MAX_ULP, (
+        f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
+    )
 
 
 def assert_monotone(values, x):
@@ -88,14 +92,16 @@ def assert_monotone(values, x):
 
 def assert_bounded(function, y):
     low, high = {"exp": (0, np.inf), "tanh": (-1, 1), "logistic": (0, 1)}[function]
-    assert y.min() >= low and y.max() <= high
+    assert y.min() >= low
+    assert y.max() <= high
 
 
 @np.errstate(all="ignore")
 def check_float32(function, x):
     """Everything that holds at every float32 input; x ascending and free of NaN. Returns the values."""
     y = _core.evaluate(function, x)
-    assert y.dtype == np.float32 and y.shape == x.shape
+    assert y.dtype == np.float32
+    assert y.shape == x.shape
     assert_accurate(y, EXACT[function](x.astype(np.float64)), x)
     assert_monotone(y, x)
     assert_bounded(function, y)
@@ -145,7 +151,10 @@ def points_float64(count):
         rng.standard_normal(count),
         signs * 10.0 ** rng.uniform(-307, 3, count),
         signs * (rng.integers(0, 2100, count) * (np.log(2) / 2) + rng.normal(0, 1e-9, count)),
-        signs * rng.choice([2.0**-27, 0.25, 0.5493, 0.625, 18.715, 19.0616, 36.0437, 708.396, 709.782, 745.133], count)
+        signs
+        * rng.choice(
+            [2.0**-27, 0.25, 0.5493, 0.625, 18.715, 19.0616, 36.0437, 708.396, 709.782, 745.133], count
+        )
         * (1 + rng.normal(0, 1e-6, count)),
     ]
     return np.sort(np.concatenate([kind[: count // len(kinds) + 1] for kind in kinds])[:count])
@@ -156,7 +165,8 @@ def points_float64(count):
 def test_float64_against_long_double(isa, function):
     x = points_float64(10**6)
     y = _core.evaluate(function, x)
-    assert y.dtype == np.float64 and y.shape == x.shape
+    assert y.dtype == np.float64
+    assert y.shape == x.shape
     assert_accurate(y, EXACT[function](x.astype(np.longdouble)), x)
     assert_bounded(function, y)
 
@@ -167,7 +177,9 @@ def mpmath_values(function):
     mpmath = pytest.importorskip("mpmath")
     x = points_float64(3000)
     with mpmath.workdps(50):
-        exact = {"exp": mpmath.exp, "tanh": mpmath.tanh, "logistic": lambda v: 1 / (1 + mpmath.exp(-v))}[function]
+        exact = {"exp": mpmath.exp, "tanh": mpmath.tanh, "logistic": lambda v: 1 / (1 + mpmath.exp(-v))}[
+            function
+        ]
         values = [exact(mpmath.mpf(float(v))) for v in x]
         ulps = [mpmath.ldexp(1, max(mpmath.frexp(v)[1] - 1, -1022) - 52) for v in values]
     return x, values, ulps

@@ -1,4 +1,4 @@
-"""The packing and the micro-kernel: every tail size, every element one chain of fused multiply-adds in index order."""
+"""The packing and the micro-kernel: every tail, each element one chain of fused multiply-adds."""
 
 import itertools
 import math
@@ -24,7 +24,8 @@ def check_integers(m, n, k, dtype, a, b):
     a, b = framed(a[:m, :k]), framed(b[:k, :n])
     got = _core.product(a, b)
     want = (a.astype(np.int64) @ b.astype(np.int64)).astype(dtype)
-    assert got.shape == (m, n) and got.dtype == dtype
+    assert got.shape == (m, n)
+    assert got.dtype == dtype
     assert differing_bits(got + 0, want) == 0, f"M={m} N={n} K={k}"  # + 0: a zero of either sign is exact
 
 
@@ -37,7 +38,9 @@ def test_every_tail(isa, dtype, k):
         check_integers(m, n, k, dtype, a, b)
 
 
-@pytest.mark.parametrize("shape", [(1, 257, 1000), (64, 300, 513), (129, 33, 2049), (333, 7, 255), (40, 1025, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 257, 1000), (64, 300, 513), (129, 33, 2049), (333, 7, 255), (40, 1025, 64)]
+)
 def test_large(isa, dtype, shape):
     m, n, k = shape
     rng = np.random.default_rng(m)
@@ -85,7 +88,9 @@ def test_the_expected_chain_is_right():
     """The emulation itself: one rounding, and a case where two roundings would differ."""
     eps = np.float32(2.0**-12)
     assert chain([1 + eps], [1 + eps], np.float32, True) == np.float32(1 + 2.0**-11)
-    assert rounded(Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80), np.float32) == np.float32(1 + 2.0**-23)
+    assert rounded(Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80), np.float32) == np.float32(
+        1 + 2.0**-23
+    )
     assert rounded(Fraction(1) + Fraction(1, 2**24), np.float32) == 1
     third = [np.float64(1 / 3)]
     assert chain(third, third, np.float64, True) == third[0] * third[0]

@@ -16,7 +16,11 @@ def public(thing):
 
 def callables(module):
     names = getattr(module, "__all__", public(module))
-    return {name for name in names if inspect.isclass(getattr(module, name)) or inspect.isroutine(getattr(module, name))}
+    return {
+        name
+        for name in names
+        if inspect.isclass(getattr(module, name)) or inspect.isroutine(getattr(module, name))
+    }
 
 
 SHARED = sorted(callables(fastrnn) & callables(reference))
@@ -47,7 +51,9 @@ def test_constructors_and_functions(name):
 def test_methods(name):
     ours, theirs = getattr(fastrnn, name), getattr(reference, name)
     assert methods(ours) == methods(theirs)
-    assert {"__call__", "forward", "backward", "step", "frozen", "state_dict", "load_state_dict"} <= methods(ours)
+    assert {"__call__", "forward", "backward", "step", "frozen", "state_dict", "load_state_dict"} <= methods(
+        ours
+    )
     for method in methods(ours):
         assert parameters(getattr(ours, method)) == parameters(getattr(theirs, method)), method
 
@@ -60,7 +66,8 @@ def test_instances(row):
         assert parameters(getattr(ours.frozen(), method)) == parameters(getattr(theirs.frozen(), method))
     x = np.ones((5, 2, 3))
     (_, _, tape), (_, _, other) = ours.forward(x), theirs.forward(x)
-    assert hasattr(tape, "h") and hasattr(other, "h")
+    assert hasattr(tape, "h")
+    assert hasattr(other, "h")
     assert public(ours.backward(tape)) == public(theirs.backward(other)) >= {"x", "state", "params"}
 
 

@@ -1,4 +1,4 @@
-"""A tape: good for any number of backward passes, with the same answer each time, whatever happens in between."""
+"""A tape: good for any number of backward passes, and the same answer each time, whatever happens between."""
 
 import numpy as np
 import pytest
@@ -88,23 +88,24 @@ def test_what_the_caller_does_with_its_arrays_is_no_matter(layer, rng, name):
 
 
 def test_a_change_of_parameters_never_gives_a_third_answer(layer, rng):
-    """Same answer as before, or a refusal: nothing between the old parameters' gradient and the new ones'."""
+    """The same answer as before, or a refusal; never a mixture of the old parameters and the new."""
     _, tape, sent = record(layer, rng)
     want = backward(layer, tape, sent)
     for p in layer.params.values():
         p *= 2
     try:
         got = backward(layer, tape, sent)
-    except ValueError as refusal:
-        assert "tape" in str(refusal)
-    else:
-        assert_same_bits(got, want)
+    except ValueError:
+        return
+    assert_same_bits(got, want)
 
 
 def test_the_outputs_may_be_their_own_gradients(layer, rng):
     arrays, tape, _ = record(layer, rng)
     y, end = arrays["y"], arrays["end"]
-    assert_same_bits(backward(layer, tape, (y, end)), backward(layer, tape, (y.copy(), map_state(np.copy, end))))
+    assert_same_bits(
+        backward(layer, tape, (y, end)), backward(layer, tape, (y.copy(), map_state(np.copy, end)))
+    )
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -112,7 +113,9 @@ def test_the_outputs_may_be_their_own_gradients(layer, rng):
 @pytest.mark.parametrize("lengths", [None, (6, 0, 2, 5)])
 def test_h_of_one_layer_is_its_output(backend, row, batch_first, bidirectional, lengths, rng):
     layer = make(row, backend, INPUTS, HIDDEN, batch_first=batch_first, bidirectional=bidirectional)
-    y, _, tape = layer.forward(normal(rng, (BATCH, BATCH + 2, INPUTS) if batch_first else (6, 4, INPUTS)), lengths=lengths)
+    y, _, tape = layer.forward(
+        normal(rng, (BATCH, BATCH + 2, INPUTS) if batch_first else (6, 4, INPUTS)), lengths=lengths
+    )
     assert type(tape.h) is np.ndarray
     assert differing_bits(tape.h, y) == 0
 
@@ -123,7 +126,8 @@ def test_h_of_several_layers_is_one_array_for_each(backend, row, bidirectional, 
     layer = enliven(make(row, backend, INPUTS, HIDDEN, 3, **options), row, rng)
     x = normal(rng, (STEPS, BATCH, INPUTS))
     y, _, tape = layer.forward(x)
-    assert isinstance(tape.h, tuple) and len(tape.h) == 3
+    assert isinstance(tape.h, tuple)
+    assert len(tape.h) == 3
     for k, h in enumerate(tape.h):
         first = make(row, backend, INPUTS, HIDDEN, k + 1, **options)
         first.load_state_dict({name: layer.params[name] for name in first.params})

@@ -7,7 +7,17 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, enliven, infer, make, normal, normal_like, run_script, train, using_threads
+from helpers import (
+    assert_same_bits,
+    enliven,
+    infer,
+    make,
+    normal,
+    normal_like,
+    run_script,
+    train,
+    using_threads,
+)
 
 import fastrnn
 
@@ -134,7 +144,7 @@ print(latency)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("call", ["inference", "frozen", "forward", "backward"])
 def test_ctrl_c_ends_a_long_call(call, threads):
-    """Within 200 ms by contract; a second, for machines busy with something else. The layer is good afterwards."""
+    """Within 200 ms by contract; a second here, for a busy machine. The layer is good afterwards."""
     latency = float(run_script(INTERRUPT, call, FASTRNN_NUM_THREADS=str(threads)))
     assert latency < 1
 
@@ -175,7 +185,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident size from /proc")
 def test_many_calls_leave_no_memory_behind():
-    """A leak of 100 bytes a call, or of any one array, shows: 10,000 calls of each kind grow by less than 1 MB."""
+    """Less than 1 MB for 10,000 calls of each kind: a leak of 100 bytes a call shows."""
     assert int(run_script(MEMORY, "10000")) < 2**20
 
 

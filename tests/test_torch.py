@@ -1,4 +1,4 @@
-"""Against PyTorch: every combination of layers, directions, bias, layout and packing; long runs; NaN and infinities."""
+"""Against PyTorch: all layers, directions, biases, layouts, packings; long runs; NaN and infinities."""
 
 import itertools
 
@@ -38,14 +38,18 @@ def train_torch(module, x, state, dy, dstate, lengths):
         options = {"batch_first": module.batch_first}
         packed = rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False, **options)
         packed, end = module(packed, state)
-        y, _ = rnn.pad_packed_sequence(packed, total_length=x.shape[1 if module.batch_first else 0], **options)
+        y, _ = rnn.pad_packed_sequence(
+            packed, total_length=x.shape[1 if module.batch_first else 0], **options
+        )
     ((y * torch.tensor(dy)).sum() + (end * torch.tensor(dstate)).sum()).backward()
     results = {"y": y, "state[0]": end, "grads.x": x.grad, "grads.state[0]": state.grad}
     results |= {f"grads.{name}": p.grad for name, p in module.named_parameters()}
     return {name: a.detach().numpy() for name, a in results.items()}
 
 
-@pytest.mark.parametrize(("nonlinearity", "num_layers", "bidirectional", "bias", "batch_first", "packed"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("nonlinearity", "num_layers", "bidirectional", "bias", "batch_first", "packed"), COMBINATIONS
+)
 def test_rnn(nonlinearity, num_layers, bidirectional, bias, batch_first, packed, rng):
     options = {"bidirectional": bidirectional, "bias": bias, "batch_first": batch_first}
     ours, theirs = pair(nonlinearity, INPUTS, HIDDEN, num_layers, **options)
@@ -56,7 +60,7 @@ def test_rnn(nonlinearity, num_layers, bidirectional, bias, batch_first, packed,
         return a.swapaxes(0, 1) if batch_first and dims[0] == STEPS else a
 
     state = normal(num_layers * directions, BATCH, HIDDEN)
-    # A mean over the steps, as a training loss is; so gradients are of the size that the tolerances are meant for.
+    # A mean over the steps, as a training loss is: gradients of the size that the tolerances are meant for.
     dy = normal(STEPS, BATCH, directions * HIDDEN) / np.float32(STEPS * BATCH)
     dstate = normal(num_layers * directions, BATCH, HIDDEN) / np.float32(BATCH)
     lengths = LENGTHS if packed else None

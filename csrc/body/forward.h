@@ -69,9 +69,10 @@ static void pack_work(void *argument, const frnn_worker *w) {
 /* out = init + rows W for `count` rows and the panels [from, to), to where packed rows lie. */
 static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
                          int64_t to, const real *init, real *out) {
-    const int64_t tiles = tiles_of(count), width = packed_width(p);
-    for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t row = part(i, tiles, count), height = part(i + 1, tiles, count) - row;
+    const int64_t width = packed_width(p);
+    const split tiles = tiles_of(count);
+    for (int64_t i = 0; i < tiles.parts; ++i) {
+        const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
         for (int64_t j = from; j < to; ++j) {
             const int64_t column = packed_column(p, j);
             tile_kernels[height - 1][panel_vectors(p, j) * p->gates - 1](
@@ -116,13 +117,13 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
 
         const real *init = a;
         for (int64_t step = t; step < next; ++step) {
-            const int64_t rows = active - s->first, tiles = tiles_of(rows);
+            const split tiles = tiles_of(active - s->first);
             for (int64_t j = from; j < to; ++j) {
                 const int64_t column = packed_column(&f.R, j), unit = first_vector(&f.R, j) * VL;
                 const int vecs = panel_vectors(&f.R, j);
-                for (int64_t i = 0; i < tiles; ++i) {
-                    const int64_t row = part(i, tiles, rows), p = s->first + row;
-                    const int height = (int)(part(i + 1, tiles, rows) - row);
+                for (int64_t i = 0; i < tiles.parts; ++i) {
+                    const int64_t row = split_at(&tiles, i), p = s->first + row;
+                    const int height = (int)(split_at(&tiles, i + 1) - row);
                     real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
                     tile_kernels[height - 1][vecs * cell->gates - 1](H, (const real *const *)h + p, 1, R + column * H,
                                                                      init + row * width + column, width, tile,
@@ -132,7 +133,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 }
             }
             for (int64_t p = s->first; p < active; ++p) h[p] = row_at(&y, p, step);
-            init += rows * width;
+            init += (active - s->first) * width;
             active = active_after(batch, active, step + 1);
             frnn_barrier(s->group, s->parts);
         }

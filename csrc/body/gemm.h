@@ -10,14 +10,26 @@
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-/* Where part i of n begins, when `total` things are shared out as evenly as whole numbers allow. */
-INLINE int64_t part(int64_t i, int64_t n, int64_t total) { return i * total / n; }
+/* `total` things shared out to `parts` as evenly as whole numbers allow, the larger parts first. */
+typedef struct {
+    int64_t parts, each, larger;
+} split;
+INLINE split split_of(int64_t total, int64_t parts) {
+    return (split){parts, parts > 0 ? total / parts : 0, parts > 0 ? total % parts : 0};
+}
+/* Where part i begins, and so where part i - 1 ends. */
+INLINE int64_t split_at(const split *s, int64_t i) { return i * s->each + least(i, s->larger); }
+INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
+    const split s = split_of(total, parts);
+    return split_at(&s, i);
+}
 
 /* How N units of G gates lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)), and
  * within it, for each k, gate by gate, those vectors. */
 typedef struct {
     int64_t units, K;
     int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
+    split shares;
     int gates;
 } packing;
 
@@ -25,9 +37,10 @@ INLINE packing packing_of(int64_t units, int gates, int64_t K) {
     packing p = {.units = units, .K = K, .gates = gates};
     p.vectors = divide_up(units, VL);
     p.panels = divide_up(p.vectors, most(1, TILE_VECS / gates));
+    p.shares = split_of(p.vectors, p.panels);
     return p;
 }
-INLINE int64_t first_vector(const packing *p, int64_t panel) { return part(panel, p->panels, p->vectors); }
+INLINE int64_t first_vector(const packing *p, int64_t panel) { return split_at(&p->shares, panel); }
 INLINE int panel_vectors(const packing *p, int64_t panel) {
     return (int)(first_vector(p, panel + 1) - first_vector(p, panel));
 }
@@ -158,5 +171,5 @@ static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {
 #endif
 };
 
-/* `count` rows are covered by tiles of nearly equal height: tile i is rows [part(i, tiles, count), part(i + 1, ...)). */
-INLINE int64_t tiles_of(int64_t count) { return divide_up(count, TILE_ROWS); }
+/* `count` rows are covered by tiles of nearly equal height. */
+INLINE split tiles_of(int64_t count) { return split_of(count, divide_up(count, TILE_ROWS)); }

@@ -17,10 +17,10 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
     const packing p = packing_of(N, 1, K);
     real *packed = workspace;
     for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, NULL, K, j, packed + packed_column(&p, j) * K);
-    const int64_t tiles = tiles_of(M);
-    for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t m = part(i, tiles, M);
-        const int height = (int)(part(i + 1, tiles, M) - m);
+    const split tiles = tiles_of(M);
+    for (int64_t i = 0; i < tiles.parts; ++i) {
+        const int64_t m = split_at(&tiles, i);
+        const int height = (int)(split_at(&tiles, i + 1) - m);
         const real *rows[TILE_ROWS];
         for (int r = 0; r < height; ++r) rows[r] = (const real *)a + (m + r) * K;
         for (int64_t j = 0; j < p.panels; ++j) {

@@ -141,13 +141,13 @@ static void reverse_step(const reverse_call *c, int d, const reverse_direction *
     const frnn_backward_args *args = c->args;
     const packing *R = &c->shape.R;
     const share *s = &c->share;
-    const int64_t tiles = tiles_of(to - from);
+    const split tiles = tiles_of(to - from);
     const int64_t y_step = time_step(&args->y, d), dy_step = time_step(&args->dy, d);
     for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
         const int64_t unit = first_vector(R, j) * VL;
-        for (int64_t i = 0; i < tiles; ++i) {
-            const int64_t p = from + part(i, tiles, to - from);
-            const int height = (int)(from + part(i + 1, tiles, to - from) - p);
+        for (int64_t i = 0; i < tiles.parts; ++i) {
+            const int64_t p = from + split_at(&tiles, i);
+            const int height = (int)(from + split_at(&tiles, i + 1) - p);
             real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
             const real *h[TILE_ROWS], *dy[TILE_ROWS];
             dh_tile(c, d, v, p, height, j, following, tile);
@@ -193,18 +193,19 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
 /* out (G*H, units) += delta^T rows over the chunk, for items [from, to) of panels x tiles of G*H. */
 static void sum_over_rows(const reverse_call *c, const real *delta, const packing *p, real *const *rows, int64_t count,
                           int64_t from, int64_t to, real *panel, real *out) {
-    const int64_t tiles = tiles_of(c->shape.GH), step = c->shape.step;
+    const int64_t step = c->shape.step;
+    const split tiles = tiles_of(c->shape.GH);
     for (int64_t item = from, next; item < to; item = next) {
-        const int64_t j = item / tiles;
-        next = least(to, (j + 1) * tiles);
+        const int64_t j = item / tiles.parts;
+        next = least(to, (j + 1) * tiles.parts);
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
         for (int64_t k = 0; k < count; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, count - k);
             pack_panel(p, NULL, (const real *const *)rows + k, K, j, panel);
-            for (int64_t i = item - j * tiles; i < next - j * tiles; ++i) {
-                const int64_t g = part(i, tiles, c->shape.GH);
-                const int height = (int)(part(i + 1, tiles, c->shape.GH) - g);
+            for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
+                const int64_t g = split_at(&tiles, i);
+                const int height = (int)(split_at(&tiles, i + 1) - g);
                 real tile[TILE_ROWS * TILE_VECS * VL];
                 const real *columns[TILE_ROWS];
                 for (int r = 0; r < height; ++r) {
@@ -239,10 +240,10 @@ static void sum_biases(const reverse_call *c, const real *delta, int64_t count, 
 /* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to). */
 static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *W = &c->shape.W;
-    const int64_t tiles = tiles_of(to - from);
-    for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t m = from + part(i, tiles, to - from);
-        const int height = (int)(from + part(i + 1, tiles, to - from) - m);
+    const split tiles = tiles_of(to - from);
+    for (int64_t i = 0; i < tiles.parts; ++i) {
+        const int64_t m = from + split_at(&tiles, i);
+        const int height = (int)(from + split_at(&tiles, i + 1) - m);
         const real *rows[TILE_ROWS];
         for (int r = 0; r < height; ++r) rows[r] = v->delta + (m + r) * c->shape.step;
         for (int64_t j = 0; j < W->panels; ++j) {
@@ -270,7 +271,8 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
     const reverse_shape *f = &c->shape;
     const frnn_weights *out = &c->args->gradients[d];
     const int id = c->worker->id, size = c->worker->size;
-    const int64_t x_items = f->x.panels * tiles_of(f->GH), items = x_items + f->h.panels * tiles_of(f->GH);
+    const int64_t x_items = f->x.panels * tiles_of(f->GH).parts;
+    const int64_t items = x_items + f->h.panels * tiles_of(f->GH).parts;
     const int64_t from = part(id, size, items), to = part(id + 1, size, items);
     sum_over_rows(c, v->delta, &f->x, v->chunk_x, count, from, least(to, x_items), panel, out->W);
     sum_over_rows(c, v->delta, &f->h, v->chunk_h, count, most(from - x_items, 0), to - x_items, panel, out->R);
