@@ -70,14 +70,15 @@ enum { ROWS_EACH = 2, STEP_MACS = 1 << 17 };
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
     const int D = layer->directions;
     const int64_t B = batch->B;
+    const share nothing = {.parts = 1};
     share s = {.end_direction = D, .parts = 1, .group = FRNN_GANG};
     int id = w->id, size = w->size;
     if (B < ROWS_EACH * (int64_t)size && D > 1 && size > 1) {
         const int gang = size / D;
         s.group = FRNN_GANG + id / gang;
+        if (id / gang >= D) return nothing;
         s.first_direction = id / gang;
-        s.end_direction = id / gang < D ? id / gang + 1 : 0; /* one worker too many: no direction */
-        if (s.first_direction >= D) return (share){.parts = 1};
+        s.end_direction = s.first_direction + 1;
         id %= gang;
         size = gang;
     }
@@ -87,7 +88,8 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     } else {
         const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
         const int useful = (int)least(size, most(1, (int64_t)(macs / STEP_MACS)));
-        s.end = id < useful ? B : 0;
+        if (id >= useful) return nothing;
+        s.end = B;
         s.part = id;
         s.parts = useful;
     }
