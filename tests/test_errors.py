@@ -246,30 +246,6 @@ def test_unknown_options(backend, row):
     refused(lambda: make(row, backend, INPUTS, HIDDEN, hidden=3), "'?hidden'?")
 
 
-@pytest.mark.parametrize(
-    "sizes",  # products that overflow 64 bits, that reach 2^63 exactly, and that exceed any address space
-    [
-        *[(2**62, 1), (1, 2**62), (2**62, 2**62), (2**61, 1), (2**63, 1), (2**64, 1), (1, 2**64)],
-        *[(2**31, 2**31), (2**58, 1), (1, 2**31), (1, 2**32), (2**32 + 3, 2**32)],
-    ],
-    ids=str,
-)
-def test_layers_too_large(backend, row, dtype, sizes):
-    with pytest.raises((ValueError, MemoryError)):
-        make(row, backend, *sizes, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    "dims", [(2**50, 1), (2**58, 1), (1, 2**50), (2**31, 2**27), (2**32, 2**26)], ids=str
-)
-def test_inputs_too_large(layer, dims):
-    """Inputs of no size in memory, whose outputs would not fit in any."""
-    x = np.broadcast_to(np.float64(1), (*dims, INPUTS))
-    for call in every_call(layer):
-        with pytest.raises((ValueError, MemoryError)):
-            call(x)
-
-
 # ---- Loading. ----
 
 

@@ -99,6 +99,12 @@ static void pack_biases(const packing *p, const real *one, const real *other, re
     }
 }
 
+/* Rows that lie far apart are out of the hardware's sight: they are asked for this many rows ahead. */
+enum { AHEAD = 8 };
+INLINE void prefetch_row(const real *row, int vecs) {
+    for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL);
+}
+
 /* Packs one panel of a matrix of K rows and p->units columns (one gate): row k is rows[k] or, without rows, stands at
  * matrix + k * p->units. */
 static void pack_panel(const packing *p, const real *matrix, const real *const *rows, int64_t K, int64_t panel,
@@ -108,6 +114,7 @@ static void pack_panel(const packing *p, const real *matrix, const real *const *
     const int whole = (int)(columns / VL);
     for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
         const real *row = (rows ? rows[k] : matrix + k * p->units) + column;
+        if (rows && k + AHEAD < K) prefetch_row(rows[k + AHEAD] + column, vectors);
         for (int u = 0; u < whole; ++u) v_store(packed + u * VL, v_load(row + u * VL));
         if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
     }

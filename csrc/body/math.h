@@ -7,7 +7,8 @@
  *
  * tanh: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-29.4, 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond, with
  * the sign of x; each piece is monotone (near zero since the true slope exceeds the error).
- * logistic: 1 / (1 + e^-x).
+ * logistic: 1 / (1 + e^-x) down to LOGISTIC_SPLIT; beyond, where the rounding of that sum would cost too much,
+ * e - e * e / (1 + e) with e = e^x.
  *
  * All are within 2 ULP; results below the smallest normal number are flushed to zero. */
 
@@ -15,6 +16,7 @@
 #define LN2_HIGH BY_BITS(0x1.62e4p-1f, 0x1.62e42fefa38p-1)
 #define LN2_LOW BY_BITS(0x1.7f7d1cp-20f, 0x1.ef35793c7673p-45)
 #define LOG2_E BY_BITS(1.44269504f, 1.4426950408889634)
+#define LOGISTIC_SPLIT BY_BITS(-1.9375f, -1.9375)
 #define TANH_SPLIT BY_BITS(0.5625f, 0.5625)
 
 #if FRNN_BITS == 32
@@ -54,6 +56,8 @@ INLINE vec v_tanh(vec x) {
 }
 
 INLINE vec v_logistic(vec x) {
-    const vec one = v_set1(1);
-    return v_div(one, v_add(one, v_exp(v_sub(v_set1(0), x))));
+    const vec one = v_set1(1), split = v_set1(LOGISTIC_SPLIT), minus_x = v_sub(v_set1(0), x);
+    const vec e = v_exp(v_select_le(x, split, x, minus_x));
+    const vec inverse = v_div(one, v_add(one, e));
+    return v_select_le(x, split, v_fnma(e, v_mul(e, inverse), e), inverse);
 }

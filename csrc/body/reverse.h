@@ -25,7 +25,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     f.W = packing_of(layer->input_size, 1, f.GH);
     f.h = packing_of(layer->hidden_size, 1, 0);
     f.x = packing_of(layer->input_size, 1, 0);
-    f.rows = most(32, least(BLOCK_ROWS, 65536 / f.GH));
+    f.rows = most(32, least(BLOCK_ROWS, 131072 / f.GH));
     /* An odd number of cache lines, so that a column of deltas does not fall into few sets of a cache. */
     const int64_t line = 64 / (int64_t)sizeof(real);
     f.step = (divide_up(f.GH, line) | 1) * line;
@@ -145,18 +145,23 @@ static void reverse_step(const reverse_call *c, int d, const reverse_direction *
     const int64_t y_step = time_step(&args->y, d), dy_step = time_step(&args->dy, d);
     for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
         const int64_t unit = first_vector(R, j) * VL;
+        const int vecs = panel_vectors(R, j);
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t p = from + split_at(&tiles, i);
             const int height = (int)(from + split_at(&tiles, i + 1) - p);
             real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
             const real *h[TILE_ROWS], *dy[TILE_ROWS];
-            dh_tile(c, d, v, p, height, j, following, tile);
             for (int r = 0; r < height; ++r) {
                 h[r] = v->y[p + r] + t * y_step;
-                if (args->dy.data) dy[r] = v->dy[p + r] + t * dy_step;
+                prefetch_row(h[r] + unit, vecs);
+                if (args->dy.data) {
+                    dy[r] = v->dy[p + r] + t * dy_step;
+                    prefetch_row(dy[r] + unit, vecs);
+                }
                 out[r] = delta + (p + r) * c->shape.step;
             }
-            cell->backward(tile, &(reverse_point){height, panel_vectors(R, j), unit, R->units - unit, h,
+            dh_tile(c, d, v, p, height, j, following, tile);
+            cell->backward(tile, &(reverse_point){height, vecs, unit, R->units - unit, h,
                                                   args->dy.data ? dy : NULL, out});
         }
     }
@@ -202,6 +207,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
         for (int64_t k = 0; k < count; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, count - k);
+            const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
             pack_panel(p, NULL, (const real *const *)rows + k, K, j, panel);
             for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
                 const int64_t g = split_at(&tiles, i);
@@ -210,7 +216,10 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
                 const real *columns[TILE_ROWS];
                 for (int r = 0; r < height; ++r) {
                     columns[r] = delta + k * step + g + r;
-                    __builtin_prefetch(out + (g + r) * p->units + column);
+                    prefetch_row(out + (g + r) * p->units + column, vecs);
+                }
+                for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
+                    prefetch_row(rows[k + r] + column + vecs * VL, vecs);
                 }
                 tile_kernels[height - 1][vecs - 1](K, columns, step, panel, zeros, 0, tile, vecs * VL);
                 add_tile(tile, height, vecs, out + g * p->units + column, p->units, n);
