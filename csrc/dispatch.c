@@ -129,41 +129,40 @@ static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int thre
 
 static const frnn_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer) { return isa->kernels[layer->dtype]; }
 
-size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer) {
-    return layer_fits(layer) ? kernels_of(isa, layer)->packed_size(layer) : 0;
+size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass) {
+    return layer_fits(layer) ? kernels_of(isa, layer)->pass[pass].packed_size(layer) : 0;
 }
 
-frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights weights[],
-                      void *packed) {
+frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
+                      const frnn_weights weights[], void *packed) {
     if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
     frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
     const frnn_batch one_step = {.T = 1, .B = 1};
-    return run(kernels_of(isa, layer)->pack, &job, useful_threads(threads, layer, &one_step, 1));
+    return run(kernels_of(isa, layer)->pass[pass].pack, &job, useful_threads(threads, layer, &one_step, 1));
 }
 
-size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
-                              int packed) {
+size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                           frnn_pass pass) {
     if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return 0;
-    return kernels_of(isa, layer)->forward_size(layer, batch, threads, packed);
+    return kernels_of(isa, layer)->pass[pass].workspace_size(layer, batch, threads);
+}
+
+static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                        frnn_pass pass, const void *args, const frnn_interrupt *interrupt) {
+    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
+    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = interrupt};
+    const int useful = useful_threads(threads, layer, batch, pass == FRNN_BACKWARD ? 2 : 1);
+    return run(kernels_of(isa, layer)->pass[pass].work, &job, useful);
 }
 
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                          const frnn_forward_args *args) {
-    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
-    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = &args->interrupt};
-    return run(kernels_of(isa, layer)->forward, &job, useful_threads(threads, layer, batch, 1));
-}
-
-size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch) {
-    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return 0;
-    return kernels_of(isa, layer)->backward_size(layer, batch, threads);
+    return call(isa, threads, layer, batch, FRNN_FORWARD, args, &args->interrupt);
 }
 
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args) {
-    if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
-    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = &args->interrupt};
-    return run(kernels_of(isa, layer)->backward, &job, useful_threads(threads, layer, batch, 2));
+    return call(isa, threads, layer, batch, FRNN_BACKWARD, args, &args->interrupt);
 }
 
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,

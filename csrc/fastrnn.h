@@ -70,43 +70,45 @@ typedef struct {
     void *context;
 } frnn_interrupt;
 
-/* Weights prepared for forward; they serve any number of calls on the instruction set that packed them. */
-size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer); /* bytes; 0: the size overflows */
-frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights weights[],
-                      void *packed);
+/* Weights prepared for one kind of call; they serve any number of them on the instruction set that packed them. */
+typedef enum { FRNN_FORWARD = 0, FRNN_BACKWARD = 1 } frnn_pass;
+
+size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass); /* bytes; 0: it overflows */
+frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
+                      const frnn_weights weights[], void *packed);
+
+/* Bytes of workspace for one call; 0: the size overflows. */
+size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                           frnn_pass pass);
 
 /* y_t = h_t = cell(W x_t + b + R h_{t-1}). Rows of y hold the D*H outputs of a step; rows past a sequence's length are
  * left alone. When D = 1 and I = H, y may be x. */
 typedef struct {
-    const frnn_weights *weights; /* (D,); not read if packed is given */
-    const void *packed;          /* from frnn_pack, or NULL */
-    frnn_rows x, y;              /* rows of I, of D*H */
-    const void *h0;              /* (D, B, H) */
-    void *hT;                    /* (D, B, H): the state after each sequence's last step */
+    const void *packed; /* of FRNN_FORWARD */
+    frnn_rows x, y;     /* rows of I, of D*H */
+    const void *h0;     /* (D, B, H) */
+    void *hT;           /* (D, B, H): the state after each sequence's last step */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_forward_args;
 
-size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
-                              int packed); /* bytes; 0: the size overflows */
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                          const frnn_forward_args *args);
 
 /* The gradients of a loss J, from dJ/dy at every step and dJ/dhT. What forward computed (y) is read only. */
 typedef struct {
-    const frnn_weights *weights; /* (D,) */
-    frnn_rows x, y;              /* as forward read and wrote them */
-    const void *h0;              /* (D, B, H) */
-    frnn_rows dy;                /* rows of D*H; data NULL: zero */
-    const void *dhT;             /* (D, B, H) or NULL: zero */
-    frnn_rows dx;                /* rows of I; overwritten if D = 1, else added to */
-    void *dh0;                   /* (D, B, H), overwritten */
+    const void *packed;            /* of FRNN_BACKWARD */
+    frnn_rows x, y;                /* as forward read and wrote them */
+    const void *h0;                /* (D, B, H) */
+    frnn_rows dy;                  /* rows of D*H; data NULL: zero */
+    const void *dhT;               /* (D, B, H) or NULL: zero */
+    frnn_rows dx;                  /* rows of I; overwritten if D = 1, else added to */
+    void *dh0;                     /* (D, B, H), overwritten */
     const frnn_weights *gradients; /* (D,), added to */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_backward_args;
 
-size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch);
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args);
 

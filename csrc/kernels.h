@@ -19,14 +19,14 @@ typedef struct {
     atomic_int stopped, leaving[FRNN_GROUPS];
 } frnn_job;
 
-/* One table for each instruction set and element type, the only symbol its object exports. Sizes count reals. */
+/* One table for each instruction set and element type, the only symbol its object exports. Sizes are in bytes. */
 typedef struct {
-    size_t (*packed_size)(const frnn_layer *layer);
-    size_t (*forward_size)(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed);
-    size_t (*backward_size)(const frnn_layer *layer, const frnn_batch *batch, int threads);
-    void (*pack)(void *job, const frnn_worker *worker);
-    void (*forward)(void *job, const frnn_worker *worker);
-    void (*backward)(void *job, const frnn_worker *worker);
+    struct {
+        size_t (*packed_size)(const frnn_layer *layer);
+        void (*pack)(void *job, const frnn_worker *worker);
+        size_t (*workspace_size)(const frnn_layer *layer, const frnn_batch *batch, int threads);
+        void (*work)(void *job, const frnn_worker *worker);
+    } pass[2]; /* by frnn_pass */
     void (*evaluate)(frnn_function function, int64_t n, const void *in, void *out);
     size_t (*product_size)(int64_t K, int64_t N);
     void (*product)(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace);

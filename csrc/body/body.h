@@ -18,12 +18,8 @@
 
 extern const frnn_kernels KERNELS;
 const frnn_kernels KERNELS = {
-    .packed_size = forward_packed_size,
-    .forward_size = forward_size,
-    .backward_size = reverse_size,
-    .pack = pack_work,
-    .forward = forward_work,
-    .backward = backward_work,
+    .pass = {{forward_packed_size, forward_pack, forward_workspace_size, forward_work},
+             {reverse_packed_size, reverse_pack, reverse_workspace_size, reverse_work}},
     .evaluate = evaluate,
     .product_size = product_size,
     .product = product,

@@ -21,17 +21,15 @@ static forward_weights forward_weights_of(const frnn_layer *layer) {
 INLINE int64_t forward_rows(const forward_weights *f) { return most(24, least(256, 65536 / packed_width(&f->W))); }
 
 typedef struct {
-    real *packed;        /* (D, direction_size) */
     real *a;             /* pre-activations of the chunks of all workers, (rows, width) */
     real **rows;         /* for each worker (forward_rows + B): a chunk's rows of x */
     real **x, **y, **h;  /* for each worker (B): first rows of x and y, the rows of h_{t-1} */
 } forward_space;
 
-static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed, arena *a) {
+static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
     const forward_weights f = forward_weights_of(layer);
     const int64_t B = batch->B;
     forward_space s = {0};
-    if (!packed) s.packed = take_reals(a, layer->directions * (int64_t)f.direction_size);
     s.a = take_reals(a, (threads * forward_rows(&f) + layer->directions * B) * packed_width(&f.W));
     s.rows = take_rows(a, threads * (forward_rows(&f) + B));
     s.x = take_rows(a, threads * B);
@@ -40,9 +38,9 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     return s;
 }
 
-static size_t forward_size(const frnn_layer *layer, const frnn_batch *batch, int threads, int packed) {
+static size_t forward_workspace_size(const frnn_layer *layer, const frnn_batch *batch, int threads) {
     arena a = {0};
-    forward_space_of(layer, batch, threads, packed, &a);
+    forward_space_of(layer, batch, threads, &a);
     return a.used;
 }
 
@@ -50,20 +48,18 @@ static size_t forward_packed_size(const frnn_layer *layer) {
     return (size_t)layer->directions * forward_weights_of(layer).direction_size * sizeof(real);
 }
 
-static void pack_forward(const frnn_layer *layer, const frnn_weights *weights, real *packed, const frnn_worker *w) {
-    const forward_weights f = forward_weights_of(layer);
-    const int64_t from = part(w->id, w->size, f.W.panels), to = part(w->id + 1, w->size, f.W.panels);
-    for (int d = 0; d < layer->directions; ++d, packed += f.direction_size) {
-        real *W = packed + packed_width(&f.W);
-        pack_weights(&f.W, weights[d].W, W, from, to);
-        pack_weights(&f.R, weights[d].R, W + f.W_size, from, to);
-        if (w->id == 0) pack_biases(&f.W, weights[d].b_ih, weights[d].b_hh, packed);
-    }
-}
-
-static void pack_work(void *argument, const frnn_worker *w) {
+static void forward_pack(void *argument, const frnn_worker *w) {
     const frnn_job *job = argument;
-    pack_forward(job->layer, job->weights, job->packed, w);
+    const forward_weights f = forward_weights_of(job->layer);
+    const int64_t from = part(w->id, w->size, f.W.panels), to = part(w->id + 1, w->size, f.W.panels);
+    real *packed = job->packed;
+    for (int d = 0; d < job->layer->directions; ++d, packed += f.direction_size) {
+        const frnn_weights *weights = &job->weights[d];
+        real *W = packed + packed_width(&f.W);
+        pack_weights(&f.W, weights->W, W, from, to);
+        pack_weights(&f.R, weights->R, W + f.W_size, from, to);
+        if (w->id == 0) pack_biases(&f.W, weights->b_ih, weights->b_hh, packed);
+    }
 }
 
 /* out = init + rows W for `count` rows and the panels [from, to), to where packed rows lie. */
@@ -88,7 +84,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     const cell_kernels *cell = &cells[layer->cell];
     const forward_weights f = forward_weights_of(layer);
     const int64_t B = batch->B, H = layer->hidden_size, width = packed_width(&f.W), most_rows = forward_rows(&f);
-    const real *bias = (args->packed ? (const real *)args->packed : space->packed) + (size_t)d * f.direction_size;
+    const real *bias = (const real *)args->packed + (size_t)d * f.direction_size;
     const real *W = bias + width, *R = W + f.W_size;
     const int64_t from = part(s->part, s->parts, f.R.panels), to = part(s->part + 1, s->parts, f.R.panels);
 
@@ -150,11 +146,7 @@ static void forward_work(void *argument, const frnn_worker *w) {
     frnn_job *job = argument;
     const frnn_forward_args *args = job->args;
     arena a = {.base = args->workspace};
-    const forward_space space = forward_space_of(job->layer, job->batch, job->threads, args->packed != NULL, &a);
-    if (!args->packed) {
-        pack_forward(job->layer, args->weights, space.packed, w);
-        frnn_barrier(FRNN_ALL, w->size);
-    }
+    const forward_space space = forward_space_of(job->layer, job->batch, job->threads, &a);
     const share s = share_of(w, job->layer, job->batch, cells[job->layer->cell].gates);
     for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
 }

@@ -34,7 +34,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
 
 /* One direction's part of the workspace. */
 typedef struct {
-    real *R, *W;                          /* packed weights */
+    const real *R, *W;                    /* packed weights */
     real *delta, *carry;                  /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
     real **x, **y, **dy, **dx, **h0;      /* (B,): first rows in reading order, and initial states */
     real **chunk_x, **chunk_h, **chunk_dx; /* for every row of the chunk */
@@ -51,8 +51,6 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
     reverse_space s = {0};
     for (int d = 0; d < layer->directions; ++d) {
         reverse_direction *v = &s.direction[d];
-        v->R = take_reals(a, (int64_t)packed_size(&f.R));
-        v->W = take_reals(a, (int64_t)packed_size(&f.W));
         v->delta = take_reals(a, rows * f.step);
         v->carry = take_reals(a, B * f.step);
         real ***by_sequence[] = {&v->x, &v->y, &v->dy, &v->dx, &v->h0};
@@ -64,10 +62,36 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
     return s;
 }
 
-static size_t reverse_size(const frnn_layer *layer, const frnn_batch *batch, int threads) {
+static size_t reverse_workspace_size(const frnn_layer *layer, const frnn_batch *batch, int threads) {
     arena a = {0};
     reverse_space_of(layer, batch, threads, &a);
     return a.used;
+}
+
+/* A direction's packed weights are R, then W. */
+static size_t reverse_direction_size(const reverse_shape *f) { return packed_size(&f->R) + packed_size(&f->W); }
+
+static size_t reverse_packed_size(const frnn_layer *layer) {
+    const reverse_shape f = reverse_shape_of(layer);
+    return (size_t)layer->directions * reverse_direction_size(&f) * sizeof(real);
+}
+
+/* Packs the panels of one matrix that fall to this worker; returns where the next matrix goes. */
+static real *pack_part(const packing *p, const real *matrix, const frnn_worker *w, real *packed) {
+    for (int64_t j = part(w->id, w->size, p->panels); j < part(w->id + 1, w->size, p->panels); ++j) {
+        pack_panel(p, matrix, NULL, p->K, j, packed + packed_column(p, j) * p->K);
+    }
+    return packed + packed_size(p);
+}
+
+static void reverse_pack(void *argument, const frnn_worker *w) {
+    const frnn_job *job = argument;
+    const reverse_shape f = reverse_shape_of(job->layer);
+    real *packed = job->packed;
+    for (int d = 0; d < job->layer->directions; ++d) {
+        packed = pack_part(&f.R, job->weights[d].R, w, packed);
+        packed = pack_part(&f.W, job->weights[d].W, w, packed);
+    }
 }
 
 /* A call's values as one worker sees them. */
@@ -81,19 +105,10 @@ typedef struct {
     share share;
 } reverse_call;
 
-/* Packs the weights and finds the first rows: each worker a part of each. */
+/* Finds the first rows: each worker those of some sequences. */
 static void reverse_prepare(const reverse_call *c, int d, const reverse_direction *v) {
     const frnn_backward_args *args = c->args;
     const int id = c->worker->id, size = c->worker->size;
-    const packing *packings[] = {&c->shape.R, &c->shape.W};
-    const real *weights[] = {args->weights[d].R, args->weights[d].W};
-    real *packed[] = {v->R, v->W};
-    for (int i = 0; i < 2; ++i) {
-        const packing *p = packings[i];
-        for (int64_t j = part(id, size, p->panels); j < part(id + 1, size, p->panels); ++j) {
-            pack_panel(p, weights[i], NULL, p->K, j, packed[i] + packed_column(p, j) * p->K);
-        }
-    }
     const int64_t from = part(id, size, c->batch->B), to = part(id + 1, size, c->batch->B), H = c->layer->hidden_size;
     sequences_of(c->batch, &args->x, d, 0, v->x, from, to);
     sequences_of(c->batch, &args->y, d, d * H, v->y, from, to);
@@ -308,17 +323,22 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
     }
 }
 
-static void backward_work(void *argument, const frnn_worker *w) {
+static void reverse_work(void *argument, const frnn_worker *w) {
     frnn_job *job = argument;
     const frnn_batch *batch = job->batch;
-    arena a = {.base = ((const frnn_backward_args *)job->args)->workspace};
-    const reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
-    const reverse_call c = {job, job->args, job->layer, batch, w, reverse_shape_of(job->layer),
+    const frnn_backward_args *args = job->args;
+    arena a = {.base = args->workspace};
+    reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
+    const reverse_call c = {job, args, job->layer, batch, w, reverse_shape_of(job->layer),
                             share_of(w, job->layer, batch, cells[job->layer->cell].gates)};
-    const reverse_direction *direction = space.direction;
+    reverse_direction *direction = space.direction;
     real *panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
     const int D = job->layer->directions;
-    for (int d = 0; d < D; ++d) reverse_prepare(&c, d, &direction[d]);
+    for (int d = 0; d < D; ++d) {
+        direction[d].R = (const real *)args->packed + (size_t)d * reverse_direction_size(&c.shape);
+        direction[d].W = direction[d].R + packed_size(&c.shape.R);
+        reverse_prepare(&c, d, &direction[d]);
+    }
     frnn_barrier(FRNN_ALL, w->size);
 
     double macs = 0;

@@ -43,11 +43,11 @@ class Packed: ...
 @final
 class Kernel:
     def __init__(self, cell: str, dtype: np.dtype, directions: int, I: int, H: int) -> None: ...
-    def pack(self, weights: _Weights, threads: int) -> Packed: ...
+    def pack(self, weights: _Weights, threads: int, backward: bool = False) -> Packed: ...
     def run_forward(
         self,
         batch: Batch,
-        weights: _Weights | Packed,
+        packed: Packed,
         x: NDArray,
         y: NDArray,
         h0: NDArray,
@@ -57,7 +57,7 @@ class Kernel:
     def run_backward(
         self,
         batch: Batch,
-        weights: _Weights,
+        packed: Packed,
         x: NDArray,
         y: NDArray,
         h0: NDArray,

@@ -54,8 +54,10 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef struct frnn_interrupt:
         int (*should_stop)(void *context) noexcept
         void *context
+    ctypedef enum frnn_pass:
+        FRNN_FORWARD
+        FRNN_BACKWARD
     ctypedef struct frnn_forward_args:
-        const frnn_weights *weights
         const void *packed
         frnn_rows x, y
         const void *h0
@@ -63,7 +65,7 @@ cdef extern from "fastrnn.h" nogil:
         frnn_interrupt interrupt
         void *workspace
     ctypedef struct frnn_backward_args:
-        const frnn_weights *weights
+        const void *packed
         frnn_rows x, y
         const void *h0
         frnn_rows dy
@@ -79,14 +81,13 @@ cdef extern from "fastrnn.h" nogil:
     const char *frnn_cell_name(int cell)
     int frnn_cell_gates(int cell)
     int frnn_processors()
-    size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer)
-    frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_weights *weights,
-                          void *packed)
-    size_t frnn_forward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
-                                  int packed)
+    size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass which)
+    frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass which,
+                          const frnn_weights *weights, void *packed)
+    size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                               frnn_pass which)
     frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                              const frnn_forward_args *args)
-    size_t frnn_backward_workspace(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch)
     frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                               const frnn_backward_args *args)
     frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *inp,
@@ -174,13 +175,13 @@ cdef int check(frnn_status status, list interruption) except -1:
     raise ValueError("sizes: the product of the dimensions overflows")
 
 
-cdef void *workspace_of(size_t size) except NULL:
+cdef void *allocate(size_t size) except NULL:
     if size == 0:
         raise ValueError("sizes: the product of the dimensions overflows")
-    cdef void *workspace = aligned_alloc(64, (size + 63) // 64 * 64)
-    if workspace == NULL:
-        raise MemoryError(f"no memory for a workspace of {size} bytes")
-    return workspace
+    cdef void *data = aligned_alloc(64, (size + 63) // 64 * 64)
+    if data == NULL:
+        raise MemoryError(f"no memory for {size} bytes")
+    return data
 
 
 cdef inline void *data_of(array, int64_t size, int itemsize) except? NULL:
@@ -250,7 +251,7 @@ cdef class Batch:
 
 @cython.final
 cdef class Packed:
-    """The weights of one layer, packed for the instruction set in use when they were."""
+    """The weights of one layer, packed for one pass on the instruction set in use when they were."""
 
     cdef const frnn_isa *isa
     cdef void *data
@@ -284,55 +285,46 @@ cdef class Kernel:
             weights[d].b_hh = data_of(b_hh, rows, self.itemsize)
         return 0
 
-    def pack(self, tuple weights, int threads):
-        """The weights, prepared for any number of forward calls."""
+    def pack(self, tuple weights, int threads, bint backward=False):
+        """The weights, prepared for any number of forward or of backward calls."""
         cdef Packed packed = Packed()
+        cdef frnn_pass which = FRNN_BACKWARD if backward else FRNN_FORWARD
         cdef frnn_weights pointers[2]
         cdef frnn_status status
         self.weights_of(weights, pointers)
         packed.isa = chosen
-        packed.data = workspace_of(frnn_packed_size(chosen, &self.layer))
+        packed.data = allocate(frnn_packed_size(chosen, &self.layer, which))
         with nogil:
-            status = frnn_pack(packed.isa, threads, &self.layer, pointers, packed.data)
+            status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, packed.data)
         check(status, [])
         return packed
 
-    def run_forward(self, Batch batch, weights, x, y, h0, hT, int threads):
-        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H); weights may be Packed."""
+    def run_forward(self, Batch batch, Packed packed, x, y, h0, hT, int threads):
+        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H)."""
         cdef frnn_forward_args args
-        cdef frnn_weights pointers[2]
         cdef frnn_status status
-        cdef const frnn_isa *isa = chosen
         cdef list interruption = []
         cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
-        args.packed = NULL
-        if isinstance(weights, Packed):
-            isa, args.packed = (<Packed>weights).isa, (<Packed>weights).data
-        else:
-            self.weights_of(weights, pointers)
-        args.weights = pointers
+        args.packed = packed.data
         batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
         batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
         args.h0, args.hT = data_of(h0, states, self.itemsize), data_of(hT, states, self.itemsize)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        args.workspace = workspace_of(
-            frnn_forward_workspace(isa, threads, &self.layer, &batch.batch, args.packed != NULL))
+        args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
         with nogil:
-            status = frnn_forward(isa, threads, &self.layer, &batch.batch, &args)
+            status = frnn_forward(packed.isa, threads, &self.layer, &batch.batch, &args)
             free(args.workspace)
         check(status, interruption)
 
-    def run_backward(self, Batch batch, tuple weights, x, y, h0, dy, dhT, dx, dh0, tuple gradients, int threads):
+    def run_backward(self, Batch batch, Packed packed, x, y, h0, dy, dhT, dx, dh0, tuple gradients, int threads):
         """Fill dx and dh0 and add to the gradients (as weights); dy and dhT may be None. dx is added to if D is 2."""
         cdef frnn_backward_args args
-        cdef frnn_weights pointers[2], sums[2]
+        cdef frnn_weights sums[2]
         cdef frnn_status status
-        cdef const frnn_isa *isa = chosen
         cdef list interruption = []
         cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
-        self.weights_of(weights, pointers)
         self.weights_of(gradients, sums)
-        args.weights, args.gradients = pointers, sums
+        args.packed, args.gradients = packed.data, sums
         batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
         batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
         batch.rows_of(&args.dy, dy, D * self.layer.hidden_size, self.itemsize)
@@ -340,9 +332,9 @@ cdef class Kernel:
         args.h0, args.dhT = data_of(h0, states, self.itemsize), data_of(dhT, states, self.itemsize)
         args.dh0 = data_of(dh0, states, self.itemsize)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        args.workspace = workspace_of(frnn_backward_workspace(isa, threads, &self.layer, &batch.batch))
+        args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD))
         with nogil:
-            status = frnn_backward(isa, threads, &self.layer, &batch.batch, &args)
+            status = frnn_backward(packed.isa, threads, &self.layer, &batch.batch, &args)
             free(args.workspace)
         check(status, interruption)
 
@@ -368,7 +360,7 @@ def product(a, b):
     cdef void *right = data_of(b, K * N, a.itemsize)
     out = np.empty((M, N), a.dtype)
     cdef void *target = data_of(out, M * N, a.itemsize)
-    cdef void *workspace = workspace_of(frnn_product_workspace(chosen, dtype, K, N) + 64)
+    cdef void *workspace = allocate(frnn_product_workspace(chosen, dtype, K, N) + 64)
     with nogil:
         frnn_product(chosen, dtype, M, K, N, left, right, target, workspace)
         free(workspace)

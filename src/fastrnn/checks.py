@@ -16,7 +16,10 @@ def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
     """``value`` as an aligned C-contiguous array of ``dtype``: itself if it is one, else a converted copy."""
     if _core.ready(value, dtype):
         return value
-    value = np.asarray(value)
+    try:
+        value = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of real numbers, got {type(value).__name__}: {error}") from None
     if value.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
     return np.require(value, dtype, ("C", "A"))
@@ -70,13 +73,13 @@ def choice(value, name: str, choices: tuple[str, ...]) -> str:
 
 def real_dtype(value, name: str) -> np.dtype:
     """``value`` as the dtype float32 or float64."""
-    try:
-        dtype = np.dtype(value)
-    except TypeError:
-        dtype = None
-    if value is None or dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"{name}: expected float32 or float64, got {value!r}")
-    return dtype.newbyteorder("=")
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        try:
+            if value is not None and dtype == value:
+                return dtype
+        except TypeError:  # nothing that names a dtype
+            break
+    raise ValueError(f"{name}: expected float32 or float64, got {value!r}")
 
 
 def addressable(shape: tuple[int, ...], name: str) -> tuple[int, ...]:

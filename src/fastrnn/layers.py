@@ -8,6 +8,7 @@ one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -41,15 +42,14 @@ class Parameters(dict):
 class Tape:
     """What ``forward`` recorded for ``backward``. It may be used any number of times.
 
-    It holds on to x and, by reference, to the layer: between ``forward`` and ``backward`` neither x nor the parameters
-    may change.
+    It is complete in itself: what becomes of x, y and the parameters after ``forward`` does not change the gradients.
     """
 
-    __slots__ = ("_batch", "_inputs", "_layer", "_masks", "_outputs", "_shape", "_states")
+    __slots__ = ("_batch", "_inputs", "_layer", "_masks", "_ndim", "_outputs", "_packed", "_states")
 
-    def __init__(self, layer, batch, shape, states):
-        self._layer, self._batch, self._shape, self._states = layer, batch, shape, states
-        self._inputs, self._outputs, self._masks = [], [], []
+    def __init__(self, layer, batch, ndim, states):
+        self._layer, self._batch, self._ndim, self._states = layer, batch, ndim, states
+        self._inputs, self._outputs, self._masks, self._packed = [], [], [], []
 
     @property
     def h(self):
@@ -88,18 +88,18 @@ class _Inference:
         y, states = self._infer(x, batch, layer._initial(state, batch.B, x.ndim))
         return y, layer._pack_state(states)
 
-    def step(self, x, state=None):
-        """One time step of a stream: x ``(B, I)``, and the state that the last step returned (None: zeros). Returns y
-        ``(B, H)`` and the state. ValueError if the layer is bidirectional."""
+    def step(self, x_t, state=None):
+        """One time step of a stream: x_t ``(B, I)``, and the state that the last step returned (None: zeros). Returns
+        y_t ``(B, H)`` and the state. ValueError if the layer is bidirectional."""
         layer = self._layer
         if layer.num_directions == 2:
             raise ValueError("step: expected a layer of one direction, got a bidirectional one")
-        x = checks.real_array(x, "x", layer.dtype)
-        if x.ndim != 2 or x.shape[1] != layer.input_size:
-            raise ValueError(f"x: expected shape (B, {layer.input_size}), got {x.shape}")
-        batch = _core.Batch(1, x.shape[0])
-        y, states = self._infer(x, batch, layer._initial(state, batch.B, 3))
-        return y, layer._pack_state(states)
+        x_t = checks.real_array(x_t, "x_t", layer.dtype)
+        if x_t.ndim != 2 or x_t.shape[1] != layer.input_size:
+            raise ValueError(f"x_t: expected shape (B, {layer.input_size}), got {x_t.shape}")
+        batch = _core.Batch(1, x_t.shape[0])
+        y_t, states = self._infer(x_t, batch, layer._initial(state, batch.B, 3))
+        return y_t, layer._pack_state(states)
 
     def _infer(self, x, batch, states):
         layer = self._layer
@@ -115,7 +115,7 @@ class _Inference:
                 x = y
             engine.run_forward(
                 batch,
-                self._prepared(k),
+                self._prepared(k, threads),
                 x,
                 y,
                 *layer._states_of_layer(k, states),
@@ -183,15 +183,15 @@ class Layer(_Inference):
 
     # States: internally a tuple of arrays (L*D, B, H).
 
-    def _initial(self, state, B, ndim):
+    def _initial(self, state, B, ndim, name="state"):
         shape = (self.num_layers * self.num_directions, B, self.hidden_size)
         if state is None:
             return (np.zeros(shape, self.dtype),)
-        state = checks.real_array(state, "state", self.dtype)
+        state = checks.real_array(state, name, self.dtype)
         if state.shape != shape:
             # One unbatched sequence may leave out the axis of the batch.
             if ndim == 3 or state.shape != (shape[0], shape[2]) or B != 1:
-                raise ValueError(f"state: expected shape {shape}, got {state.shape}")
+                raise ValueError(f"{name}: expected shape {shape}, got {state.shape}")
             state = state.reshape(shape)
         return (state,)
 
@@ -208,8 +208,8 @@ class Layer(_Inference):
 
     # Inference, and training.
 
-    def _prepared(self, k):
-        return self._weights[k]
+    def _prepared(self, k, threads):
+        return self._engines[k].pack(self._weights[k], threads)
 
     def frozen(self):
         """An object for inference alone: ``frozen(x, state, lengths=)`` and ``frozen.step(x, state)`` as the layer's own,
@@ -231,11 +231,14 @@ class Layer(_Inference):
             raise ValueError(f"checkpoint_every: expected None, got {checkpoint_every!r}")
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(f"rng: expected a numpy.random.Generator or None, got {rng!r}")
+        given = x
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
-        # A tape outlives the call, and the caller's array may change before it is used.
+        # The tape outlives the call, and the caller's arrays may change before it is used.
+        if np.may_share_memory(x, given):
+            x = x.copy()
         states = tuple(s.copy() for s in self._initial(state, batch.B, x.ndim))
         new_states = tuple(np.empty_like(s) for s in states)
-        tape = Tape(self, batch, x.shape, states)
+        tape = Tape(self, batch, x.ndim, states)
         threads = config.get_num_threads()
         for k, engine in enumerate(self._engines):
             if k > 0 and self.dropout > 0:
@@ -246,7 +249,7 @@ class Layer(_Inference):
             y = self._empty(batch, x.shape, self._output_width)
             engine.run_forward(
                 batch,
-                self._weights[k],
+                engine.pack(self._weights[k], threads),
                 x,
                 y,
                 *self._states_of_layer(k, states),
@@ -255,6 +258,7 @@ class Layer(_Inference):
             )
             tape._inputs.append(x)
             tape._outputs.append(y)
+            tape._packed.append(engine.pack(self._weights[k], threads, backward=True))
             x = y
         return y.copy(), self._pack_state(new_states), tape
 
@@ -280,7 +284,7 @@ class Layer(_Inference):
         batch, shape = tape._batch, tape._outputs[-1].shape
         if dy is not None:
             dy = checks.shaped_array(dy, "dy", shape, self.dtype)
-        dstates = (None,) if dstate is None else self._final_gradient(dstate, batch.B, tape._shape)
+        dstates = (None,) if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
         params = {name: np.zeros_like(value) for name, value in self.params.items()}
         initial = tuple(np.empty_like(s) for s in tape._states)
         threads = config.get_num_threads()
@@ -290,7 +294,7 @@ class Layer(_Inference):
             dx = (np.zeros if self.num_directions == 2 or batch.padded else np.empty)(x.shape, self.dtype)
             self._engines[k].run_backward(
                 batch,
-                self._weights[k],
+                tape._packed[k],
                 x,
                 tape._outputs[k],
                 *self._states_of_layer(k, tape._states),
@@ -304,11 +308,6 @@ class Layer(_Inference):
             dy = dx * tape._masks[k - 1] if k > 0 and tape._masks else dx
         return Gradients(dx, self._pack_state(initial), params)
 
-    def _final_gradient(self, dstate, B, x_shape):
-        try:
-            return self._initial(dstate, B, len(x_shape))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"d{error}") from None
 
     # Parameters.
 
@@ -319,6 +318,8 @@ class Layer(_Inference):
     def load_state_dict(self, state_dict):
         """Copy values into the parameters. All names and shapes must match, or nothing is changed: KeyError is never
         raised, but ValueError for names and shapes, TypeError for values that are no real numbers."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
         given = dict(state_dict)
         missing, unexpected = self.params.keys() - given.keys(), given.keys() - self.params.keys()
         if missing or unexpected:
@@ -354,7 +355,7 @@ class Frozen(_Inference):
             engine.pack(weights, threads) for engine, weights in zip(layer._engines, layer._weights, strict=True)
         ]
 
-    def _prepared(self, k):
+    def _prepared(self, k, threads):
         return self._packed[k]
 
     def __repr__(self):

@@ -70,10 +70,17 @@ static frnn_rows rows_of(void *data, const shape *s, int64_t width, const int64_
     return rows;
 }
 
-static void *workspace_of(size_t size) {
-    void *workspace = aligned_alloc(64, (size + 63) / 64 * 64);
-    if (size == 0 || !workspace) abort();
-    return workspace;
+static void *aligned(size_t size) {
+    void *data = aligned_alloc(64, (size + 64) / 64 * 64);
+    if (!data) abort();
+    return data;
+}
+
+static void *packed(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
+                    const frnn_weights weights[]) {
+    void *data = aligned(frnn_packed_size(isa, layer, pass));
+    if (frnn_pack(isa, threads, layer, pass, weights, data) != FRNN_OK) abort();
+    return data;
 }
 
 static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape *s, int threads) {
@@ -110,21 +117,23 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape 
     void *y = output(&r, dtype, rows * D * s->H), *dx = output(&r, dtype, rows * s->I);
     void *hT = output(&r, dtype, D * s->B * s->H), *dh0 = output(&r, dtype, D * s->B * s->H);
 
-    frnn_forward_args forward = {.weights = weights, .h0 = h0, .hT = hT};
+    frnn_forward_args forward = {.h0 = h0, .hT = hT};
+    forward.packed = packed(isa, threads, &layer, FRNN_FORWARD, weights);
     forward.x = rows_of(x, s, s->I, ragged);
     forward.y = rows_of(y, s, D * s->H, ragged);
-    forward.workspace = workspace_of(frnn_forward_workspace(isa, threads, &layer, &batch, 0));
+    forward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_FORWARD));
     if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();
-    free(forward.workspace);
 
-    frnn_backward_args backward = {.weights = weights, .x = forward.x, .y = forward.y, .h0 = h0, .dhT = dhT, .dh0 = dh0};
+    frnn_backward_args backward = {.x = forward.x, .y = forward.y, .h0 = h0, .dhT = dhT, .dh0 = dh0};
+    backward.packed = packed(isa, threads, &layer, FRNN_BACKWARD, weights);
     backward.gradients = gradients;
     backward.dy = rows_of(dy, s, D * s->H, ragged);
     backward.dx = rows_of(dx, s, s->I, ragged);
-    backward.workspace = workspace_of(frnn_backward_workspace(isa, threads, &layer, &batch));
+    backward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_BACKWARD));
     if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
-    free(backward.workspace);
 
+    void *spaces[] = {(void *)forward.packed, forward.workspace, (void *)backward.packed, backward.workspace};
+    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
     void *inputs[] = {x, dy, h0, dhT, lengths, order, starts, weights[0].W, weights[0].R, weights[0].b_ih, weights[0].b_hh};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; ++i) free(inputs[i]);
     if (D == 2) {

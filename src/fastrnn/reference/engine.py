@@ -9,7 +9,7 @@ import numpy as np
 class Engine:
     """The NumPy counterpart of a layer's kernels; a subclass gives one direction's equations."""
 
-    def pack(self, weights, threads):
+    def pack(self, weights, threads, backward=False):
         """A copy of the weights, which later changes of the originals do not reach."""
         return tuple(tuple(None if w is None else w.copy() for w in direction) for direction in weights)
 
@@ -75,20 +75,18 @@ class Steps:
             out = np.zeros((T, B, array.shape[-1]), array.dtype)
             out.swapaxes(0, 1)[active.T] = array
             return out
-        if array.ndim == 2:
-            array = array[:, None]
-        elif self.batch.batch_first:
+        if self.batch.batch_first:
             array = array.swapaxes(0, 1)
-        return np.where(self.active, array, 0)
+        return np.where(self.active, array.reshape(T, B, array.shape[-1]), 0)
 
     def write(self, values, out):
         """The opposite: values (T, B, .) into an array in the layout of the batch."""
         if self.batch.ragged:
             out[...] = values.swapaxes(0, 1)[self.active[..., 0].T]
-        elif out.ndim == 2:
-            out[...] = values[:, 0]
+        elif self.batch.batch_first:
+            out[...] = values.swapaxes(0, 1)
         else:
-            out[...] = values.swapaxes(0, 1) if self.batch.batch_first else values
+            out[...] = values.reshape(out.shape)
 
     def turn(self, values, d):
         """(T, B, .) in the order in which direction d reads it, which is its own inverse."""
