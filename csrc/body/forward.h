@@ -69,8 +69,13 @@ static void product_rows(const packing *p, const real *panels, const real *const
     const split tiles = tiles_of(count);
     for (int64_t i = 0; i < tiles.parts; ++i) {
         const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
+        const int64_t following = i + 1 < tiles.parts ? split_at(&tiles, i + 2) - row - height : 0;
+        const split ahead = split_of(following, to - from); /* rows of the next tile to ask for beside each panel */
         for (int64_t j = from; j < to; ++j) {
             const int64_t column = packed_column(p, j);
+            for (int64_t r = split_at(&ahead, j - from); r < split_at(&ahead, j - from + 1); ++r) {
+                prefetch_row(rows[row + height + r], (int)divide_up(p->K, VL));
+            }
             tile_kernels[height - 1][panel_vectors(p, j) * p->gates - 1](
                 p->K, rows + row, 1, panels + column * p->K, init + column, 0, out + row * width + column, width);
         }
@@ -121,10 +126,13 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                     const int64_t row = split_at(&tiles, i), p = s->first + row;
                     const int height = (int)(split_at(&tiles, i + 1) - row);
                     real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
+                    for (int r = 0; r < height; ++r) {
+                        out[r] = row_at(&y, p + r, step);
+                        prefetch_to_write(out[r] + unit, vecs);
+                    }
                     tile_kernels[height - 1][vecs * cell->gates - 1](H, (const real *const *)h + p, 1, R + column * H,
                                                                      init + row * width + column, width, tile,
                                                                      vecs * cell->gates * VL);
-                    for (int r = 0; r < height; ++r) out[r] = row_at(&y, p + r, step);
                     cell->forward(tile, &(forward_point){height, vecs, unit, H - unit, out});
                 }
             }

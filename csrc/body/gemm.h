@@ -105,6 +105,10 @@ INLINE void prefetch_row(const real *row, int vecs) {
     for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL);
 }
 
+INLINE void prefetch_to_write(real *row, int vecs) {
+    for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL, 1);
+}
+
 /* Packs one panel of a matrix of K rows and p->units columns (one gate): row k is rows[k] or, without rows, stands at
  * matrix + k * p->units. */
 static void pack_panel(const packing *p, const real *matrix, const real *const *rows, int64_t K, int64_t panel,

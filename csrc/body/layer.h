@@ -65,7 +65,7 @@ static int64_t cut_by_steps(const frnn_batch *batch, int i, int n) {
 /* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
  * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for a
  * barrier (about STEP_MACS multiply-adds for each worker), the hidden units. */
-enum { ROWS_EACH = 2, STEP_MACS = 1 << 17 };
+enum { ROWS_EACH = 2, STEP_MACS = 1 << 15 };
 
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
     const int D = layer->directions;

@@ -231,7 +231,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
                 const real *columns[TILE_ROWS];
                 for (int r = 0; r < height; ++r) {
                     columns[r] = delta + k * step + g + r;
-                    prefetch_row(out + (g + r) * p->units + column, vecs);
+                    prefetch_to_write(out + (g + r) * p->units + column, vecs);
                 }
                 for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
                     prefetch_row(rows[k + r] + column + vecs * VL, vecs);
@@ -274,6 +274,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
             real tile[TILE_ROWS * TILE_VECS * VL];
             const int vecs = panel_vectors(W, j);
             const int64_t column = first_vector(W, j) * VL;
+            for (int r = 0; r < height; ++r) prefetch_to_write(v->chunk_dx[m + r] + column, vecs);
             tile_kernels[height - 1][vecs - 1](W->K, rows, 1, v->W + packed_column(W, j) * W->K, zeros, 0, tile,
                                                vecs * VL);
             for (int r = 0; r < height; ++r) {
