@@ -123,11 +123,14 @@ static int layer_fits(const frnn_layer *layer) {
 static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int threads) {
     const double limit = 72057594037927936.0;
     return batch->T >= 0 && batch->B >= 0 && threads >= 1 && (batch->lengths == NULL || batch->order != NULL) &&
-           ((double)batch->B + 512) * threads * ((double)layer->input_size + (double)layer->hidden_size + 64) * cells[layer->cell].gates <
+           ((double)batch->B + 512) * threads * ((double)layer->input_size + (double)layer->hidden_size + 64) *
+                   cells[layer->cell].gates <
                limit;
 }
 
-static const frnn_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer) { return isa->kernels[layer->dtype]; }
+static const frnn_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer) {
+    return isa->kernels[layer->dtype];
+}
 
 size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass) {
     return layer_fits(layer) ? kernels_of(isa, layer)->pass[pass].packed_size(layer) : 0;

@@ -38,7 +38,7 @@ int frnn_processors(void);
 typedef struct {
     int cell;
     frnn_dtype dtype;
-    int directions; /* 1 or 2; the second reads every sequence from its last step to its first */
+    int directions;                  /* 1 or 2; the second reads every sequence from its last step to its first */
     int64_t input_size, hidden_size; /* I, H (not so named, for complex.h makes a macro of I) */
 } frnn_layer;
 
@@ -59,8 +59,8 @@ typedef struct {
 
 /* The weights of one direction, or their gradients. */
 typedef struct {
-    void *W;          /* (G*H, I) */
-    void *R;          /* (G*H, H) */
+    void *W;           /* (G*H, I) */
+    void *R;           /* (G*H, H) */
     void *b_ih, *b_hh; /* (G*H,), or NULL */
 } frnn_weights;
 

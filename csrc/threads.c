@@ -147,7 +147,8 @@ int frnn_processors(void) {
     team_ready();
 #if defined(__linux__)
     cpu_set_t set;
-    const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    const int count =
+        sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
 #else
     const int count = (int)sysconf(_SC_NPROCESSORS_ONLN);
 #endif

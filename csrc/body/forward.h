@@ -10,7 +10,8 @@ typedef struct {
 
 static forward_weights forward_weights_of(const frnn_layer *layer) {
     const int gates = cells[layer->cell].gates;
-    forward_weights f = {.W = packing_of(layer->hidden_size, gates, layer->input_size), .R = packing_of(layer->hidden_size, gates, layer->hidden_size)};
+    forward_weights f = {.W = packing_of(layer->hidden_size, gates, layer->input_size),
+                         .R = packing_of(layer->hidden_size, gates, layer->hidden_size)};
     f.W_size = packed_size(&f.W);
     f.R_size = packed_size(&f.R);
     f.direction_size = (size_t)packed_width(&f.W) + f.W_size + f.R_size; /* bias, W, R */
@@ -18,12 +19,13 @@ static forward_weights forward_weights_of(const frnn_layer *layer) {
 }
 
 /* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache. */
-INLINE int64_t forward_rows(const forward_weights *f) { return most(24, least(256, 65536 / packed_width(&f->W))); }
+INLINE int64_t forward_rows(const forward_weights *f) { return most(24, least(256, 16384 / packed_width(&f->W))); }
 
 typedef struct {
-    real *a;             /* pre-activations of the chunks of all workers, (rows, width) */
-    real **rows;         /* for each worker (forward_rows + B): a chunk's rows of x */
-    real **x, **y, **h;  /* for each worker (B): first rows of x and y, the rows of h_{t-1} */
+    real *a;       /* pre-activations of the chunks of all workers, (rows, width) */
+    real **rows;   /* for each worker (forward_rows + B): a chunk's rows of x */
+    real **x, **y; /* for each worker (B): first rows of x and y */
+    real **h;      /* for each worker (2, B): rows of h_{t-1} and h_t */
 } forward_space;
 
 static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
@@ -34,7 +36,7 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     s.rows = take_rows(a, threads * (forward_rows(&f) + B));
     s.x = take_rows(a, threads * B);
     s.y = take_rows(a, threads * B);
-    s.h = take_rows(a, threads * B);
+    s.h = take_rows(a, 2 * threads * B);
     return s;
 }
 
@@ -82,62 +84,79 @@ static void product_rows(const packing *p, const real *panels, const real *const
     }
 }
 
+/* One direction as one worker sees it: its sequences, its panels of units. */
+typedef struct {
+    const frnn_layer *layer;
+    const cell_kernels *cell;
+    const packing *packing; /* of R */
+    const real *R;
+    int64_t from, to;   /* panels */
+    real **h, **next_h; /* for each of the worker's sequences, the rows of h_{t-1} and of h_t */
+} forward_call;
+
+/* h_t of the first `rows` of the worker's sequences, from the input product `init` (rows, width). */
+static void forward_step(const forward_call *c, int64_t rows, const real *init) {
+    const split tiles = tiles_of(rows);
+    const int64_t H = c->layer->hidden_size, width = packed_width(c->packing);
+    for (int64_t j = c->from; j < c->to; ++j) {
+        const int64_t column = packed_column(c->packing, j), unit = first_vector(c->packing, j) * VL;
+        const int units = panel_vectors(c->packing, j), vecs = units * c->cell->gates;
+        for (int64_t i = 0; i < tiles.parts; ++i) {
+            const int64_t row = split_at(&tiles, i);
+            const int height = (int)(split_at(&tiles, i + 1) - row);
+            const forward_point point = {height, units, unit, H - unit, c->next_h + row};
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+            for (int r = 0; r < height; ++r) prefetch_to_write(c->next_h[row + r] + unit, units);
+            tile_kernels[height - 1][vecs - 1](H, (const real *const *)c->h + row, 1, c->R + column * H,
+                                               init + row * width + column, width, tile, vecs * VL);
+            c->cell->forward(tile, &point);
+        }
+    }
+}
+
 static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_batch *batch = job->batch;
     const frnn_forward_args *args = job->args;
-    const cell_kernels *cell = &cells[layer->cell];
     const forward_weights f = forward_weights_of(layer);
     const int64_t B = batch->B, H = layer->hidden_size, width = packed_width(&f.W), most_rows = forward_rows(&f);
-    const real *bias = (const real *)args->packed + (size_t)d * f.direction_size;
-    const real *W = bias + width, *R = W + f.W_size;
-    const int64_t from = part(s->part, s->parts, f.R.panels), to = part(s->part + 1, s->parts, f.R.panels);
+    const real *bias = (const real *)args->packed + (size_t)d * f.direction_size, *W = bias + width;
+    forward_call c = {.layer = layer, .cell = &cells[layer->cell], .packing = &f.R, .R = W + f.W_size};
+    c.from = part(s->part, s->parts, f.R.panels);
+    c.to = part(s->part + 1, s->parts, f.R.panels);
+    c.h = space->h + 2 * w->id * B;
+    c.next_h = c.h + B;
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
     real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * width;
-    real **chunk_rows = space->rows + w->id * (most_rows + B), **h = space->h + w->id * B;
+    real **chunk_rows = space->rows + w->id * (most_rows + B);
     const sequences x = sequences_of(batch, &args->x, d, 0, space->x + w->id * B, s->first, s->end);
     const sequences y = sequences_of(batch, &args->y, d, d * H, space->y + w->id * B, s->first, s->end);
     for (int64_t p = s->first; p < s->end; ++p) {
-        h[p] = (real *)args->h0 + (d * B + sequence_at(batch, p)) * H;
+        c.h[p - s->first] = (real *)args->h0 + (d * B + sequence_at(batch, p)) * H;
     }
 
     double macs = 0;
     int64_t active = active_after(batch, s->end, 0);
-    for (int64_t t = 0, next; active > s->first; t = next) {
+    for (int64_t t = 0, end; active > s->first; t = end) {
         int64_t count = 0, now = active;
-        for (next = t; now > s->first && (next == t || count + now - s->first <= most_rows);) {
-            for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, next);
-            now = active_after(batch, now, ++next);
+        for (end = t; now > s->first && (end == t || count + now - s->first <= most_rows);) {
+            for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, end);
+            now = active_after(batch, now, ++end);
         }
-        product_rows(&f.W, W, (const real *const *)chunk_rows, count, from, to, bias, a);
+        product_rows(&f.W, W, (const real *const *)chunk_rows, count, c.from, c.to, bias, a);
         macs += (double)count * (double)width * (double)(layer->input_size + H);
         poll(job, w, &macs);
         if (leave(job, s)) break;
 
         const real *init = a;
-        for (int64_t step = t; step < next; ++step) {
-            const split tiles = tiles_of(active - s->first);
-            for (int64_t j = from; j < to; ++j) {
-                const int64_t column = packed_column(&f.R, j), unit = first_vector(&f.R, j) * VL;
-                const int vecs = panel_vectors(&f.R, j);
-                for (int64_t i = 0; i < tiles.parts; ++i) {
-                    const int64_t row = split_at(&tiles, i), p = s->first + row;
-                    const int height = (int)(split_at(&tiles, i + 1) - row);
-                    real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
-                    for (int r = 0; r < height; ++r) {
-                        out[r] = row_at(&y, p + r, step);
-                        prefetch_to_write(out[r] + unit, vecs);
-                    }
-                    tile_kernels[height - 1][vecs * cell->gates - 1](H, (const real *const *)h + p, 1, R + column * H,
-                                                                     init + row * width + column, width, tile,
-                                                                     vecs * cell->gates * VL);
-                    cell->forward(tile, &(forward_point){height, vecs, unit, H - unit, out});
-                }
-            }
-            for (int64_t p = s->first; p < active; ++p) h[p] = row_at(&y, p, step);
-            init += (active - s->first) * width;
+        for (int64_t step = t; step < end; ++step) {
+            const int64_t rows = active - s->first;
+            for (int64_t r = 0; r < rows; ++r) c.next_h[r] = row_at(&y, s->first + r, step);
+            forward_step(&c, rows, init);
+            for (int64_t r = 0; r < rows; ++r) c.h[r] = c.next_h[r];
+            init += rows * width;
             active = active_after(batch, active, step + 1);
             frnn_barrier(s->group, s->parts);
         }
@@ -145,7 +164,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     if (s->part == 0) {
         for (int64_t p = s->first; p < s->end; ++p) {
             real *out = (real *)args->hT + (d * B + sequence_at(batch, p)) * H;
-            if (out != h[p]) memmove(out, h[p], (size_t)H * sizeof(real));
+            if (out != c.h[p - s->first]) memmove(out, c.h[p - s->first], (size_t)H * sizeof(real));
         }
     }
 }

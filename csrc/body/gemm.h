@@ -130,30 +130,30 @@ INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *con
                       const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
     vec sum[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS];
-    for (int r = 0; r < rows; ++r) {
+    UNROLL for (int r = 0; r < rows; ++r) {
         a[r] = row[r];
-        for (int n = 0; n < vecs; ++n) sum[r][n] = v_load(init + r * init_step + n * VL);
+        UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_load(init + r * init_step + n * VL);
     }
     for (int64_t k = 0; k < K; ++k, panel += vecs * VL) {
         vec w[TILE_VECS];
-        for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
-        for (int r = 0; r < rows; ++r) {
+        UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
+        UNROLL for (int r = 0; r < rows; ++r) {
             const vec x = v_set1(a[r][k * stride]);
-            for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+            UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
         }
     }
-    for (int r = 0; r < rows; ++r) {
-        for (int n = 0; n < vecs; ++n) v_store(out + r * out_step + n * VL, sum[r][n]);
+    UNROLL for (int r = 0; r < rows; ++r) {
+        UNROLL for (int n = 0; n < vecs; ++n) v_store(out + r * out_step + n * VL, sum[r][n]);
     }
 }
 
 typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, const real *panel, const real *init,
                          int64_t init_step, real *out, int64_t out_step);
 
-#define TILE_KERNEL(rows, vecs)                                                                                     \
-    static void tile_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,          \
-                                     const real *init, int64_t init_step, real *out, int64_t out_step) {            \
-        tile_body(rows, vecs, K, row, stride, panel, init, init_step, out, out_step);                               \
+#define TILE_KERNEL(rows, vecs)                                                                                        \
+    static void tile_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,             \
+                                     const real *init, int64_t init_step, real *out, int64_t out_step) {               \
+        tile_body(rows, vecs, K, row, stride, panel, init, init_step, out, out_step);                                  \
     }
 #define TILE_KERNELS(rows) TILE_KERNEL(rows, 1) TILE_KERNEL(rows, 2) TILE_KERNEL(rows, 3) TILE_KERNEL(rows, 4)
 #define TILE_NAMES(rows) {tile_##rows##x1, tile_##rows##x2, tile_##rows##x3, tile_##rows##x4}
@@ -170,15 +170,12 @@ TILE_KERNELS(6)
 #endif
 
 static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {
-    TILE_NAMES(1),
-    TILE_NAMES(2),
+    TILE_NAMES(1), TILE_NAMES(2),
 #if TILE_ROWS > 2
     TILE_NAMES(3),
 #endif
 #if TILE_ROWS > 3
-    TILE_NAMES(4),
-    TILE_NAMES(5),
-    TILE_NAMES(6),
+    TILE_NAMES(4), TILE_NAMES(5), TILE_NAMES(6),
 #endif
 };
 

@@ -5,8 +5,6 @@
 
 #include "../kernels.h"
 
-
-
 /* The first row of every sequence in the order that one direction reads it, and the step from one row to the next. */
 typedef struct {
     real **first; /* (B,) */

@@ -24,10 +24,11 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
         const real *rows[TILE_ROWS];
         for (int r = 0; r < height; ++r) rows[r] = (const real *)a + (m + r) * K;
         for (int64_t j = 0; j < p.panels; ++j) {
-            real tile[TILE_ROWS * TILE_VECS * VL];
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             const int vecs = panel_vectors(&p, j);
             const int64_t column = first_vector(&p, j) * VL;
-            tile_kernels[height - 1][vecs - 1](K, rows, 1, packed + packed_column(&p, j) * K, zeros, 0, tile, vecs * VL);
+            tile_kernels[height - 1][vecs - 1](K, rows, 1, packed + packed_column(&p, j) * K, zeros, 0, tile,
+                                               vecs * VL);
             store_tile(tile, height, vecs, (real *)c + m * N + column, N, N - column);
         }
     }

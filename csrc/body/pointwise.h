@@ -66,12 +66,12 @@ INLINE void elman_backward_tile(const int f, const real *tile, const reverse_poi
     }
 }
 
-#define CELL(name, equations, variant, gates)                                                                       \
-    static void name##_forward(const real *tile, const forward_point *p) {                                          \
-        equations##_forward_tile(variant, tile, p);                                                                 \
-    }                                                                                                               \
-    static void name##_backward(const real *tile, const reverse_point *p) {                                         \
-        equations##_backward_tile(variant, tile, p);                                                                \
+#define CELL(name, equations, variant, gates)                                                                          \
+    static void name##_forward(const real *tile, const forward_point *p) {                                             \
+        equations##_forward_tile(variant, tile, p);                                                                    \
+    }                                                                                                                  \
+    static void name##_backward(const real *tile, const reverse_point *p) {                                            \
+        equations##_backward_tile(variant, tile, p);                                                                   \
     }
 #include "../cells/cells.def"
 #undef CELL

@@ -24,6 +24,13 @@ typedef int64_t real_int;
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Before a loop of few turns: unrolled whole and early, so that an array it indexes becomes registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 /* A packed panel holds at most this many vectors side by side; an instruction set chooses TILE_ROWS, the rows of a
  * tile, so that TILE_ROWS * TILE_VECS accumulators and the operands fit its registers. */
 #define TILE_VECS 4

@@ -12,11 +12,11 @@
 enum { BLOCK_ROWS = 256 }; /* rows that a sum over rows takes at a time */
 
 typedef struct {
-    packing R, W;  /* delta -> dh, dx: K = G*H */
-    packing h, x;  /* sums over rows: the columns of h_{t-1}, of x */
+    packing R, W; /* delta -> dh, dx: K = G*H */
+    packing h, x; /* sums over rows: the columns of h_{t-1}, of x */
     int64_t GH;
-    int64_t rows;  /* of a chunk, unless one step has more */
-    int64_t step;  /* from one row of deltas to the next */
+    int64_t rows; /* of a chunk, unless one step has more */
+    int64_t step; /* from one row of deltas to the next */
 } reverse_shape;
 
 static reverse_shape reverse_shape_of(const frnn_layer *layer) {
@@ -34,15 +34,16 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
 
 /* One direction's part of the workspace. */
 typedef struct {
-    const real *R, *W;                    /* packed weights */
-    real *delta, *carry;                  /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
-    real **x, **y, **dy, **dx, **h0;      /* (B,): first rows in reading order, and initial states */
+    const real *R, *W;                     /* packed weights */
+    real *delta, *carry;                   /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
+    real **x, **y, **dy, **dx, **h0;       /* (B,): first rows in reading order, and initial states */
     real **chunk_x, **chunk_h, **chunk_dx; /* for every row of the chunk */
 } reverse_direction;
 
 typedef struct {
     reverse_direction direction[2];
-    real *panels; /* for each worker, a packed panel of BLOCK_ROWS rows */
+    real *panels;     /* for each worker, a packed panel of BLOCK_ROWS rows */
+    real **step_rows; /* for each worker (3, B): its sequences' rows of h_t, dy_t, delta_t */
 } reverse_space;
 
 static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
@@ -59,6 +60,7 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
         for (int i = 0; i < LENGTH(by_row); ++i) *by_row[i] = take_rows(a, rows);
     }
     s.panels = take_reals(a, (int64_t)threads * BLOCK_ROWS * TILE_VECS * VL);
+    s.step_rows = take_rows(a, 3 * threads * B);
     return s;
 }
 
@@ -103,6 +105,8 @@ typedef struct {
     const frnn_worker *worker;
     reverse_shape shape;
     share share;
+    real *panel;             /* of BLOCK_ROWS rows */
+    real **h, **dy, **delta; /* for each position, the rows of the step at hand */
 } reverse_call;
 
 /* Finds the first rows: each worker those of some sequences. */
@@ -131,7 +135,7 @@ INLINE void load_dhT(const reverse_call *c, int d, int64_t p, int64_t unit, int6
     }
 }
 
-static const real zeros[TILE_VECS * VL];
+static const _Alignas(64) real zeros[TILE_VECS * VL];
 
 /* dh for positions [p, p + height), panel j: what comes back from the following step, or, where there is none, from
  * outside. `following` are the deltas of the following step, row by position. */
@@ -150,34 +154,28 @@ INLINE void dh_tile(const reverse_call *c, int d, const reverse_direction *v, in
 }
 
 /* delta_t of positions [from, to) and the worker's panels. */
-static void reverse_step(const reverse_call *c, int d, const reverse_direction *v, int64_t t, int64_t from, int64_t to,
-                         const real *following, real *delta) {
+static void reverse_step(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to,
+                         const real *following) {
     const cell_kernels *cell = &cells[c->layer->cell];
-    const frnn_backward_args *args = c->args;
     const packing *R = &c->shape.R;
     const share *s = &c->share;
     const split tiles = tiles_of(to - from);
-    const int64_t y_step = time_step(&args->y, d), dy_step = time_step(&args->dy, d);
     for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
         const int64_t unit = first_vector(R, j) * VL;
         const int vecs = panel_vectors(R, j);
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t p = from + split_at(&tiles, i);
             const int height = (int)(from + split_at(&tiles, i + 1) - p);
-            real tile[TILE_ROWS * TILE_VECS * VL], *out[TILE_ROWS];
-            const real *h[TILE_ROWS], *dy[TILE_ROWS];
+            const real *const *dy = c->args->dy.data ? (const real *const *)c->dy + p : NULL;
+            const reverse_point point = {height, vecs,        unit, R->units - unit, (const real *const *)c->h + p,
+                                         dy,     c->delta + p};
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             for (int r = 0; r < height; ++r) {
-                h[r] = v->y[p + r] + t * y_step;
-                prefetch_row(h[r] + unit, vecs);
-                if (args->dy.data) {
-                    dy[r] = v->dy[p + r] + t * dy_step;
-                    prefetch_row(dy[r] + unit, vecs);
-                }
-                out[r] = delta + (p + r) * c->shape.step;
+                prefetch_row(point.h[r] + unit, vecs);
+                if (dy) prefetch_row(dy[r] + unit, vecs);
             }
             dh_tile(c, d, v, p, height, j, following, tile);
-            cell->backward(tile, &(reverse_point){height, vecs, unit, R->units - unit, h,
-                                                  args->dy.data ? dy : NULL, out});
+            cell->backward(tile, &point);
         }
     }
 }
@@ -188,23 +186,28 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
                           int64_t following) {
     const frnn_backward_args *args = c->args;
     const share *s = &c->share;
-    const int64_t x_step = time_step(&args->x, d), y_step = time_step(&args->y, d), dx_step = time_step(&args->dx, d);
+    const int64_t x_step = time_step(&args->x, d), y_step = time_step(&args->y, d);
+    const int64_t dx_step = time_step(&args->dx, d), dy_step = time_step(&args->dy, d);
     const real *next = v->carry;
     int64_t offset = 0;
     while (t-- > end) {
         const int64_t active = active_before(c->batch, following, t, c->batch->B);
-        real *delta = v->delta + offset * c->shape.step;
-        reverse_step(c, d, v, t, s->first, most(s->first, least(following, s->end)), next, delta);
-        reverse_step(c, d, v, t, most(s->first, following), most(most(s->first, following), least(active, s->end)), NULL, delta);
-        if (s->part == 0) {
-            for (int64_t p = s->first; p < least(active, s->end); ++p) {
-                v->chunk_x[offset + p] = v->x[p] + t * x_step;
-                v->chunk_h[offset + p] = t > 0 ? v->y[p] + (t - 1) * y_step : v->h0[p];
-                v->chunk_dx[offset + p] = v->dx[p] + t * dx_step;
-            }
+        const int64_t own_end = most(s->first, least(active, s->end)),
+                      own_following = most(s->first, least(following, own_end));
+        for (int64_t p = s->first; p < own_end; ++p) {
+            c->h[p] = v->y[p] + t * y_step;
+            if (args->dy.data) c->dy[p] = v->dy[p] + t * dy_step;
+            c->delta[p] = v->delta + (offset + p) * c->shape.step;
         }
+        for (int64_t p = s->first; s->part == 0 && p < own_end; ++p) {
+            v->chunk_x[offset + p] = v->x[p] + t * x_step;
+            v->chunk_h[offset + p] = t > 0 ? c->h[p] - y_step : v->h0[p];
+            v->chunk_dx[offset + p] = v->dx[p] + t * dx_step;
+        }
+        reverse_step(c, d, v, s->first, own_following, next);
+        reverse_step(c, d, v, own_following, own_end, NULL);
         frnn_barrier(s->group, s->parts);
-        next = delta;
+        next = v->delta + offset * c->shape.step;
         offset += active;
         following = active;
     }
@@ -212,7 +215,7 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
 
 /* out (G*H, units) += delta^T rows over the chunk, for items [from, to) of panels x tiles of G*H. */
 static void sum_over_rows(const reverse_call *c, const real *delta, const packing *p, real *const *rows, int64_t count,
-                          int64_t from, int64_t to, real *panel, real *out) {
+                          int64_t from, int64_t to, real *out) {
     const int64_t step = c->shape.step;
     const split tiles = tiles_of(c->shape.GH);
     for (int64_t item = from, next; item < to; item = next) {
@@ -223,11 +226,11 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
         for (int64_t k = 0; k < count; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, count - k);
             const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
-            pack_panel(p, NULL, (const real *const *)rows + k, K, j, panel);
+            pack_panel(p, NULL, (const real *const *)rows + k, K, j, c->panel);
             for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
                 const int64_t g = split_at(&tiles, i);
                 const int height = (int)(split_at(&tiles, i + 1) - g);
-                real tile[TILE_ROWS * TILE_VECS * VL];
+                _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
                 const real *columns[TILE_ROWS];
                 for (int r = 0; r < height; ++r) {
                     columns[r] = delta + k * step + g + r;
@@ -236,7 +239,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
                 for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
                     prefetch_row(rows[k + r] + column + vecs * VL, vecs);
                 }
-                tile_kernels[height - 1][vecs - 1](K, columns, step, panel, zeros, 0, tile, vecs * VL);
+                tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
                 add_tile(tile, height, vecs, out + g * p->units + column, p->units, n);
             }
         }
@@ -271,7 +274,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
         const real *rows[TILE_ROWS];
         for (int r = 0; r < height; ++r) rows[r] = v->delta + (m + r) * c->shape.step;
         for (int64_t j = 0; j < W->panels; ++j) {
-            real tile[TILE_ROWS * TILE_VECS * VL];
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             const int vecs = panel_vectors(W, j);
             const int64_t column = first_vector(W, j) * VL;
             for (int r = 0; r < height; ++r) prefetch_to_write(v->chunk_dx[m + r] + column, vecs);
@@ -291,16 +294,15 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
 
 /* All products over the chunk's `count` rows, shared out to all workers; and the deltas of the chunk's last step, `last`
  * rows, put by for the next one. */
-static void reverse_products(const reverse_call *c, int d, const reverse_direction *v, real *panel, int64_t count,
-                             int64_t last) {
+static void reverse_products(const reverse_call *c, int d, const reverse_direction *v, int64_t count, int64_t last) {
     const reverse_shape *f = &c->shape;
     const frnn_weights *out = &c->args->gradients[d];
     const int id = c->worker->id, size = c->worker->size;
     const int64_t x_items = f->x.panels * tiles_of(f->GH).parts;
     const int64_t items = x_items + f->h.panels * tiles_of(f->GH).parts;
     const int64_t from = part(id, size, items), to = part(id + 1, size, items);
-    sum_over_rows(c, v->delta, &f->x, v->chunk_x, count, from, least(to, x_items), panel, out->W);
-    sum_over_rows(c, v->delta, &f->h, v->chunk_h, count, most(from - x_items, 0), to - x_items, panel, out->R);
+    sum_over_rows(c, v->delta, &f->x, v->chunk_x, count, from, least(to, x_items), out->W);
+    sum_over_rows(c, v->delta, &f->h, v->chunk_h, count, most(from - x_items, 0), to - x_items, out->R);
     const int64_t vectors = divide_up(f->GH, VL);
     sum_biases(c, v->delta, count, part(id, size, vectors), part(id + 1, size, vectors), out);
     input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
@@ -316,7 +318,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
     for (int64_t p = s->first; p < s->end; ++p) {
         real *dh0 = (real *)c->args->dh0 + (d * c->batch->B + sequence_at(c->batch, p)) * R->units;
         for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
-            real tile[TILE_VECS * VL];
+            _Alignas(64) real tile[TILE_VECS * VL];
             const int64_t unit = first_vector(R, j) * VL;
             dh_tile(c, d, v, p, 1, j, p < active ? v->carry : NULL, tile);
             store_tile(tile, 1, panel_vectors(R, j), dh0 + unit, 0, R->units - unit);
@@ -330,10 +332,13 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     const frnn_backward_args *args = job->args;
     arena a = {.base = args->workspace};
     reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
-    const reverse_call c = {job, args, job->layer, batch, w, reverse_shape_of(job->layer),
-                            share_of(w, job->layer, batch, cells[job->layer->cell].gates)};
     reverse_direction *direction = space.direction;
-    real *panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
+    reverse_call c = {job, args, job->layer, batch, w, .shape = reverse_shape_of(job->layer)};
+    c.share = share_of(w, job->layer, batch, cells[job->layer->cell].gates);
+    c.panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
+    c.h = space.step_rows + 3 * w->id * batch->B;
+    c.dy = c.h + batch->B;
+    c.delta = c.dy + batch->B;
     const int D = job->layer->directions;
     for (int d = 0; d < D; ++d) {
         direction[d].R = (const real *)args->packed + (size_t)d * reverse_direction_size(&c.shape);
@@ -356,13 +361,15 @@ static void reverse_work(void *argument, const frnn_worker *w) {
         }
         frnn_barrier(FRNN_ALL, w->size);
         for (int d = 0; d < D; ++d) {
-            reverse_products(&c, d, &direction[d], panel, count, last);
+            reverse_products(&c, d, &direction[d], count, last);
             if (d + 1 < D) frnn_barrier(FRNN_ALL, w->size);
         }
-        macs += 2.0 * D * (double)count * (double)c.shape.GH * (double)(job->layer->input_size + job->layer->hidden_size);
+        macs +=
+            2.0 * D * (double)count * (double)c.shape.GH * (double)(job->layer->input_size + job->layer->hidden_size);
         poll(job, w, &macs);
         frnn_barrier(FRNN_ALL, w->size);
         if (atomic_load(&job->stopped)) return;
     }
-    for (int d = c.share.first_direction; d < c.share.end_direction; ++d) initial_gradient(&c, d, &direction[d], active);
+    for (int d = c.share.first_direction; d < c.share.end_direction; ++d)
+        initial_gradient(&c, d, &direction[d], active);
 }

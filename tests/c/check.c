@@ -16,9 +16,9 @@ typedef struct {
 } shape;
 
 static const shape shapes[] = {
-    {0, 2, 3, 4, 1, 0, 0},     {1, 1, 1, 1, 1, 0, 0},     {7, 0, 3, 5, 2, 0, 0},     {5, 3, 17, 33, 2, 0, 0},
-    {9, 7, 5, 65, 1, 1, 0},    {9, 7, 5, 16, 2, 1, 1},    {40, 1, 8, 130, 2, 0, 0},  {6, 40, 20, 70, 1, 1, 0},
-    {3, 300, 4, 9, 2, 1, 1},   {30, 2, 300, 257, 1, 0, 0}, {300, 2, 3, 64, 1, 1, 0}, {20, 1, 64, 512, 1, 0, 0},
+    {0, 2, 3, 4, 1, 0, 0},   {1, 1, 1, 1, 1, 0, 0},      {7, 0, 3, 5, 2, 0, 0},    {5, 3, 17, 33, 2, 0, 0},
+    {9, 7, 5, 65, 1, 1, 0},  {9, 7, 5, 16, 2, 1, 1},     {40, 1, 8, 130, 2, 0, 0}, {6, 40, 20, 70, 1, 1, 0},
+    {3, 300, 4, 9, 2, 1, 1}, {30, 2, 300, 257, 1, 0, 0}, {300, 2, 3, 64, 1, 1, 0}, {20, 1, 64, 512, 1, 0, 0},
 };
 
 static uint64_t state;
@@ -86,7 +86,8 @@ static void *packed(const frnn_isa *isa, int threads, const frnn_layer *layer, f
 static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape *s, int threads) {
     const int64_t D = s->directions, GH = frnn_cell_gates(cell) * s->H;
     const frnn_layer layer = {cell, dtype, s->directions, s->I, s->H};
-    int64_t *lengths = malloc((size_t)(s->B + 1) * sizeof *lengths), *order = malloc((size_t)(s->B + 1) * sizeof *order);
+    int64_t *lengths = malloc((size_t)(s->B + 1) * sizeof *lengths),
+            *order = malloc((size_t)(s->B + 1) * sizeof *order);
     int64_t *starts = calloc((size_t)s->B + 1, sizeof *starts), total = 0, n = 0;
     if (!lengths || !order || !starts) abort();
     for (int64_t b = 0; b < s->B; ++b) lengths[b] = s->lengths ? (b * 7 + 3) % (s->T + 1) : s->T;
@@ -111,8 +112,8 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape 
         const double scale = 1 / sqrt((double)s->H);
         weights[d] = (frnn_weights){filled(dtype, GH * s->I, scale), filled(dtype, GH * s->H, scale),
                                     filled(dtype, GH, scale), d ? NULL : filled(dtype, GH, scale)};
-        gradients[d] = (frnn_weights){output(&r, dtype, GH * s->I), output(&r, dtype, GH * s->H),
-                                      output(&r, dtype, GH), d ? NULL : output(&r, dtype, GH)};
+        gradients[d] = (frnn_weights){output(&r, dtype, GH * s->I), output(&r, dtype, GH * s->H), output(&r, dtype, GH),
+                                      d ? NULL : output(&r, dtype, GH)};
     }
     void *y = output(&r, dtype, rows * D * s->H), *dx = output(&r, dtype, rows * s->I);
     void *hT = output(&r, dtype, D * s->B * s->H), *dh0 = output(&r, dtype, D * s->B * s->H);
@@ -134,7 +135,8 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape 
 
     void *spaces[] = {(void *)forward.packed, forward.workspace, (void *)backward.packed, backward.workspace};
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
-    void *inputs[] = {x, dy, h0, dhT, lengths, order, starts, weights[0].W, weights[0].R, weights[0].b_ih, weights[0].b_hh};
+    void *inputs[] = {
+        x, dy, h0, dhT, lengths, order, starts, weights[0].W, weights[0].R, weights[0].b_ih, weights[0].b_hh};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; ++i) free(inputs[i]);
     if (D == 2) {
         free(weights[1].W);
@@ -193,8 +195,8 @@ int main(void) {
                         failed += !good;
                         if (!good) {
                             printf("%s %s f%d shape %d, %d threads: %g from the best, %g from one thread\n",
-                                   frnn_isa_name(isa), frnn_cell_name(cell), dtype == FRNN_F32 ? 32 : 64, (int)i, threads,
-                                   from_first, from_single);
+                                   frnn_isa_name(isa), frnn_cell_name(cell), dtype == FRNN_F32 ? 32 : 64, (int)i,
+                                   threads, from_first, from_single);
                         }
                         release(&now);
                     }
