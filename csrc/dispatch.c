@@ -188,13 +188,30 @@ frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64
     return FRNN_OK;
 }
 
-int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds) {
-    return isa->kernels[dtype]->fma_loop(rounds);
+typedef struct {
+    const frnn_kernels *kernels;
+    const char *data; /* NULL: multiply-adds */
+    int64_t part, rounds;
+    _Atomic int64_t done;
+} limit_job;
+
+static void limit_work(void *argument, const frnn_worker *w) {
+    limit_job *job = argument;
+    const fp_mode before = flush_denormals();
+    job->done += job->data ? job->kernels->read_loop(job->data + w->id * job->part, job->part, job->rounds)
+                           : job->kernels->fma_loop(job->rounds);
+    restore(before);
 }
 
-int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds) {
-    const fp_mode before = flush_denormals();
-    const int64_t read = isa->kernels[FRNN_F32]->read_loop(data, bytes, rounds);
-    restore(before);
-    return read;
+int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds) {
+    limit_job job = {.kernels = isa->kernels[dtype], .rounds = rounds};
+    frnn_run(threads, limit_work, &job);
+    return job.done;
+}
+
+int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64_t bytes, int64_t rounds) {
+    limit_job job = {.kernels = isa->kernels[FRNN_F32], .data = data, .rounds = rounds};
+    job.part = bytes / threads / 4096 * 4096;
+    frnn_run(threads, limit_work, &job);
+    return job.done;
 }

@@ -121,10 +121,11 @@ size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, 
 frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
                          const void *b, void *c, void *workspace);
 
-/* The limits of the machine, to be timed by the caller: `rounds` turns of fused multiply-adds in registers, or reads of
- * all of data (bytes, a multiple of 4096). Each returns what it did: operations, bytes. */
-int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds);
-int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds);
+/* The limits of the machine, to be timed by the caller: on each of `threads` workers, `rounds` turns of fused multiply-adds
+ * in registers, or reads of the worker's part of data (a part is a multiple of 4096 bytes). Returned is what was done in
+ * all: operations, bytes. */
+int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds);
+int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64_t bytes, int64_t rounds);
 
 #ifdef __cplusplus
 }

@@ -83,6 +83,7 @@ static void barrier_wait(barrier *b, int members, int spins) {
 /* A thread of the team waits at its seat until a job that needs it starts. */
 typedef struct {
     _Alignas(64) event started;
+    pthread_t thread;
     int id;
 } seat;
 
@@ -90,6 +91,9 @@ static struct {
     pthread_mutex_t busy; /* held by the caller whose job runs */
     int threads;          /* made so far: seats 1 to threads are taken */
     int quota;            /* processors that the control group grants */
+#if defined(__linux__)
+    cpu_set_t elsewhere; /* where the threads may run: wherever the last caller might, but not beside it */
+#endif
 
     void (*work)(void *, const frnn_worker *);
     void *argument;
@@ -155,6 +159,24 @@ int frnn_processors(void) {
     return count < 1 ? 1 : count < team.quota ? count : team.quota;
 }
 
+/* A scheduler may wake a thread on the processor of the one that wakes it, and take milliseconds to move it away: longer
+ * than most jobs. So the threads are kept off the caller's processor, if there are enough others. */
+static void team_spread(int size) {
+#if defined(__linux__)
+    cpu_set_t elsewhere;
+    const int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof elsewhere, &elsewhere) != 0 || CPU_COUNT(&elsewhere) < size) return;
+    CPU_CLR((size_t)here, &elsewhere);
+    if (CPU_EQUAL(&elsewhere, &team.elsewhere)) return;
+    for (int id = 1; id <= team.threads; ++id) {
+        pthread_setaffinity_np(team.seats[id].thread, sizeof elsewhere, &elsewhere);
+    }
+    team.elsewhere = elsewhere;
+#else
+    (void)size;
+#endif
+}
+
 static void *team_thread(void *own_seat) {
     seat *own = own_seat;
     for (unsigned turn = 0;; ++turn) {
@@ -170,12 +192,14 @@ static void *team_thread(void *own_seat) {
 static void team_grow(int threads) {
     while (team.threads < threads) {
         seat *next = &team.seats[team.threads + 1];
-        pthread_t thread;
         event_init(&next->started);
         next->id = team.threads + 1;
-        if (pthread_create(&thread, NULL, team_thread, next) != 0) return;
-        pthread_detach(thread);
+        if (pthread_create(&next->thread, NULL, team_thread, next) != 0) return;
+        pthread_detach(next->thread);
         ++team.threads;
+#if defined(__linux__)
+        CPU_ZERO(&team.elsewhere); /* the new one is yet to be told */
+#endif
     }
 }
 
@@ -193,6 +217,7 @@ void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worke
     team.argument = argument;
     team.size = size;
     team.spins = size <= frnn_processors() ? SPINS : 0;
+    team_spread(size);
     atomic_store(&team.unfinished, size);
     for (int id = 1; id < size; ++id) event_advance(&team.seats[id].started);
     const frnn_worker first = {0, size};

@@ -39,9 +39,7 @@ def test_a_larger_norm_is_brought_down_in_place(grads, dtype, factor):
 @pytest.mark.parametrize("factor", [1.001, 50, math.inf])
 def test_a_smaller_norm_is_left_alone(grads, dtype, factor):
     before = {name: g.copy() for name, g in grads.items()}
-    assert fastrnn.clip_grad_norm(grads, factor * norm(grads)) == pytest.approx(
-        norm(before), rel=close(dtype)
-    )
+    assert fastrnn.clip_grad_norm(grads, factor * norm(grads)) == pytest.approx(norm(before), rel=close(dtype))
     assert all(np.array_equal(g, before[name]) for name, g in grads.items())
 
 

@@ -89,9 +89,7 @@ def test_dtype_of_arrays(layer, x, bad, came):
     refused(lambda: layer.backward(tape, bad(y.shape)), "dy", came)
     refused(lambda: layer.backward(tape, y, bad(state.shape)), "dstate", came)
     first = next(iter(layer.params))
-    refused(
-        lambda: layer.load_state_dict({**layer.params, first: bad(layer.params[first].shape)}), first, came
-    )
+    refused(lambda: layer.load_state_dict({**layer.params, first: bad(layer.params[first].shape)}), first, came)
 
 
 @pytest.mark.parametrize("x", [None, "text", {}, [[1.0], [2.0, 3.0]]], ids=["None", "text", "dict", "uneven"])
@@ -100,9 +98,7 @@ def test_x_that_is_no_array(layer, x):
         refused(lambda call=call: call(x), "x")
 
 
-@pytest.mark.parametrize(
-    "dims", [(), (4,), (2, 4), (1, 3, 4), (1, 2, 5), (2, 2, 4), (1, 1, 2, 4), (2, 1, 4)], ids=str
-)
+@pytest.mark.parametrize("dims", [(), (4,), (2, 4), (1, 3, 4), (1, 2, 5), (2, 2, 4), (1, 1, 2, 4), (2, 1, 4)], ids=str)
 def test_shape_of_state(layer, x, dims):
     _, state, tape = layer.forward(x)
     want, came = shape(*state.shape), shape(*dims)
@@ -113,9 +109,7 @@ def test_shape_of_state(layer, x, dims):
     refused(lambda: layer.backward(tape, None, np.ones(dims)), "dstate", want, came)
 
 
-@pytest.mark.parametrize(
-    "dims", [(), (4,), (5, 2), (5, 2, 3), (5, 2, 8), (4, 2, 4), (2, 5, 4), (10, 4)], ids=str
-)
+@pytest.mark.parametrize("dims", [(), (4,), (5, 2), (5, 2, 3), (5, 2, 8), (4, 2, 4), (2, 5, 4), (10, 4)], ids=str)
 def test_shape_of_dy(layer, x, dims):
     y, _, tape = layer.forward(x)
     refused(lambda: layer.backward(tape, np.ones(dims)), "dy", shape(*y.shape), shape(*dims))
@@ -155,9 +149,7 @@ def test_lengths(layer, x, lengths, came):
 @pytest.mark.parametrize("lengths", [[2, 3], [7], [6, 1], [0, 0], []], ids=str)
 def test_lengths_that_do_not_add_up(layer, lengths):
     for call in every_call(layer):
-        refused(
-            lambda call=call: call(np.ones((6, INPUTS)), lengths=lengths), "lengths", "6", str(sum(lengths))
-        )
+        refused(lambda call=call: call(np.ones((6, INPUTS)), lengths=lengths), "lengths", "6", str(sum(lengths)))
 
 
 @pytest.mark.parametrize("lengths", [[-1, 7], [np.nan, 6], [2**63 - 1, 2**63 - 1], [[6]]], ids=str)
@@ -173,9 +165,7 @@ def test_step_needs_one_direction(backend, row):
         refused(lambda step=step: step(np.ones((BATCH, INPUTS))), "bidirectional")
 
 
-@pytest.mark.parametrize(
-    "tape", [None, 3, "tape", (), np.ones(3)], ids=["None", "int", "str", "tuple", "array"]
-)
+@pytest.mark.parametrize("tape", [None, 3, "tape", (), np.ones(3)], ids=["None", "int", "str", "tuple", "array"])
 def test_what_is_no_tape(layer, tape):
     refused(lambda: layer.backward(tape), "tape")
 
@@ -214,9 +204,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS]
-)
+@pytest.mark.parametrize(("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS])
 def test_options(backend, row, name, value, came):
     refused(lambda: make(row, backend, INPUTS, HIDDEN, **{name: value}), name, came)
 
@@ -224,9 +212,7 @@ def test_options(backend, row, name, value, came):
 @pytest.mark.parametrize("nonlinearity", ["sine", "", "TANH", None, 3])
 def test_nonlinearity(backend, nonlinearity):
     parts = ["nonlinearity", "'?tanh'?", "'?relu'?", "'?logistic'?", "'?identity'?"]
-    refused(
-        lambda: backend.RNN(INPUTS, HIDDEN, nonlinearity=nonlinearity), *parts, re.escape(repr(nonlinearity))
-    )
+    refused(lambda: backend.RNN(INPUTS, HIDDEN, nonlinearity=nonlinearity), *parts, re.escape(repr(nonlinearity)))
 
 
 @pytest.mark.parametrize(
@@ -270,9 +256,7 @@ def test_parameters_of_other_shapes(layer):
             p.ravel()[:-1],
         ):
             given[name] = bad
-            refused(
-                lambda given=given: layer.load_state_dict(given), name, shape(*p.shape), shape(*bad.shape)
-            )
+            refused(lambda given=given: layer.load_state_dict(given), name, shape(*p.shape), shape(*bad.shape))
 
 
 @pytest.mark.parametrize("given", [None, 3, "text", [1, 2]], ids=["None", "int", "str", "list"])

@@ -39,8 +39,7 @@ FORWARD32, GRADIENT32 = 2e-6, 1e-5
 
 Case = namedtuple(
     "Case",
-    "row hidden_size input_size num_layers bidirectional bias "
-    "layout steps batch lengths with_state loss threads",
+    "row hidden_size input_size num_layers bidirectional bias layout steps batch lengths with_state loss threads",
 )
 
 
@@ -167,9 +166,7 @@ def test_every_hidden_size(isa, row, sizes):
         data = draw_data(case, layer, rng)
         kernels = make_case(case, fastrnn)
         kernels.load_state_dict(layer.state_dict())
-        assert_close(
-            train(kernels, **data), train(layer, **data), FORWARD64, GRADIENT64, note=f"H={hidden_size}"
-        )
+        assert_close(train(kernels, **data), train(layer, **data), FORWARD64, GRADIENT64, note=f"H={hidden_size}")
 
 
 @functools.cache

@@ -177,9 +177,7 @@ def test_both_backends_start_alike(row, dtype):
     """Swapping them in a program changes its speed and nothing else."""
     sizes = (INPUTS, HIDDEN, 2)
     options = {"bidirectional": True, "dtype": dtype, "seed": 7}
-    assert_same_bits(
-        make(row, fastrnn, *sizes, **options).params, make(row, reference, *sizes, **options).params
-    )
+    assert_same_bits(make(row, fastrnn, *sizes, **options).params, make(row, reference, *sizes, **options).params)
 
 
 # ---- Parameters are the layer's own arrays. ----

@@ -36,9 +36,7 @@ def bidirectional(request):
 
 @pytest.fixture
 def layer(backend, row, bidirectional, rng):
-    return enliven(
-        make(row, backend, INPUTS, HIDDEN, 2, bidirectional=bidirectional, dtype=np.float64), row, rng
-    )
+    return enliven(make(row, backend, INPUTS, HIDDEN, 2, bidirectional=bidirectional, dtype=np.float64), row, rng)
 
 
 @pytest.fixture

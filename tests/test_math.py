@@ -79,9 +79,7 @@ def ulp_error(got, want):
 def assert_accurate(got, want, x):
     error = ulp_error(got, want)
     worst = np.nanargmax(np.where(np.isnan(error), np.inf, error))
-    assert error[worst] <= MAX_ULP, (
-        f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
-    )
+    assert error[worst] <= MAX_ULP, f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
 
 
 def assert_monotone(values, x):
@@ -152,9 +150,7 @@ def points_float64(count):
         signs * 10.0 ** rng.uniform(-307, 3, count),
         signs * (rng.integers(0, 2100, count) * (np.log(2) / 2) + rng.normal(0, 1e-9, count)),
         signs
-        * rng.choice(
-            [2.0**-27, 0.25, 0.5493, 0.625, 18.715, 19.0616, 36.0437, 708.396, 709.782, 745.133], count
-        )
+        * rng.choice([2.0**-27, 0.25, 0.5493, 0.625, 18.715, 19.0616, 36.0437, 708.396, 709.782, 745.133], count)
         * (1 + rng.normal(0, 1e-6, count)),
     ]
     return np.sort(np.concatenate([kind[: count // len(kinds) + 1] for kind in kinds])[:count])
@@ -177,9 +173,7 @@ def mpmath_values(function):
     mpmath = pytest.importorskip("mpmath")
     x = points_float64(3000)
     with mpmath.workdps(50):
-        exact = {"exp": mpmath.exp, "tanh": mpmath.tanh, "logistic": lambda v: 1 / (1 + mpmath.exp(-v))}[
-            function
-        ]
+        exact = {"exp": mpmath.exp, "tanh": mpmath.tanh, "logistic": lambda v: 1 / (1 + mpmath.exp(-v))}[function]
         values = [exact(mpmath.mpf(float(v))) for v in x]
         ulps = [mpmath.ldexp(1, max(mpmath.frexp(v)[1] - 1, -1022) - 52) for v in values]
     return x, values, ulps

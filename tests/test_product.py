@@ -38,9 +38,7 @@ def test_every_tail(isa, dtype, k):
         check_integers(m, n, k, dtype, a, b)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 257, 1000), (64, 300, 513), (129, 33, 2049), (333, 7, 255), (40, 1025, 64)]
-)
+@pytest.mark.parametrize("shape", [(1, 257, 1000), (64, 300, 513), (129, 33, 2049), (333, 7, 255), (40, 1025, 64)])
 def test_large(isa, dtype, shape):
     m, n, k = shape
     rng = np.random.default_rng(m)
@@ -88,9 +86,7 @@ def test_the_expected_chain_is_right():
     """The emulation itself: one rounding, and a case where two roundings would differ."""
     eps = np.float32(2.0**-12)
     assert chain([1 + eps], [1 + eps], np.float32, True) == np.float32(1 + 2.0**-11)
-    assert rounded(Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80), np.float32) == np.float32(
-        1 + 2.0**-23
-    )
+    assert rounded(Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**80), np.float32) == np.float32(1 + 2.0**-23)
     assert rounded(Fraction(1) + Fraction(1, 2**24), np.float32) == 1
     third = [np.float64(1 / 3)]
     assert chain(third, third, np.float64, True) == third[0] * third[0]

@@ -44,9 +44,7 @@ SHAPES = [
 def draw(row, shape, dtype, rng):
     """A layer and the arguments of `train`, all given, nothing degenerate."""
     sizes = (shape.inputs, shape.hidden, shape.layers)
-    layer = enliven(
-        make(row, fastrnn, *sizes, bidirectional=shape.directions == 2, dtype=dtype, seed=0), row, rng
-    )
+    layer = enliven(make(row, fastrnn, *sizes, bidirectional=shape.directions == 2, dtype=dtype, seed=0), row, rng)
     x = normal(rng, (shape.steps, shape.batch, shape.inputs), dtype)
     y, state = layer(x)
     data = {
@@ -261,9 +259,7 @@ def elman_backward(x, h, h0, params, dy, dh):
 
 def magnitudes(function, *arrays):
     """An upper bound of every partial sum: the same computation on absolute values."""
-    return function(
-        *({k: np.abs(v) for k, v in a.items()} if isinstance(a, dict) else np.abs(a) for a in arrays)
-    )
+    return function(*({k: np.abs(v) for k, v in a.items()} if isinstance(a, dict) else np.abs(a) for a in arrays))
 
 
 def assert_exact(got, want, limit):
@@ -297,9 +293,7 @@ def test_exact_training(isa, dtype, threads, shape, rng):
 
 @pytest.mark.parametrize("shape", [Shape(3, 4, 5, 9, 2, 2), Shape(3, 17, 3, 33, 2, 1)], ids=str)
 def test_exact_deep_with_lengths(isa, dtype, threads, shape, rng):
-    layer = make(
-        IDENTITY, fastrnn, shape.inputs, shape.hidden, 2, bidirectional=shape.directions == 2, dtype=dtype
-    )
+    layer = make(IDENTITY, fastrnn, shape.inputs, shape.hidden, 2, bidirectional=shape.directions == 2, dtype=dtype)
     params = power_of_two_weights(layer, rng)
     lengths = rng.integers(1, shape.steps + 1, shape.batch)
     lengths[0], lengths[1] = 0, shape.steps

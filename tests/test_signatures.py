@@ -17,9 +17,7 @@ def public(thing):
 def callables(module):
     names = getattr(module, "__all__", public(module))
     return {
-        name
-        for name in names
-        if inspect.isclass(getattr(module, name)) or inspect.isroutine(getattr(module, name))
+        name for name in names if inspect.isclass(getattr(module, name)) or inspect.isroutine(getattr(module, name))
     }
 
 
@@ -51,9 +49,7 @@ def test_constructors_and_functions(name):
 def test_methods(name):
     ours, theirs = getattr(fastrnn, name), getattr(reference, name)
     assert methods(ours) == methods(theirs)
-    assert {"__call__", "forward", "backward", "step", "frozen", "state_dict", "load_state_dict"} <= methods(
-        ours
-    )
+    assert {"__call__", "forward", "backward", "step", "frozen", "state_dict", "load_state_dict"} <= methods(ours)
     for method in methods(ours):
         assert parameters(getattr(ours, method)) == parameters(getattr(theirs, method)), method
 

@@ -103,9 +103,7 @@ def test_a_change_of_parameters_never_gives_a_third_answer(layer, rng):
 def test_the_outputs_may_be_their_own_gradients(layer, rng):
     arrays, tape, _ = record(layer, rng)
     y, end = arrays["y"], arrays["end"]
-    assert_same_bits(
-        backward(layer, tape, (y, end)), backward(layer, tape, (y.copy(), map_state(np.copy, end)))
-    )
+    assert_same_bits(backward(layer, tape, (y, end)), backward(layer, tape, (y.copy(), map_state(np.copy, end))))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -38,18 +38,14 @@ def train_torch(module, x, state, dy, dstate, lengths):
         options = {"batch_first": module.batch_first}
         packed = rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False, **options)
         packed, end = module(packed, state)
-        y, _ = rnn.pad_packed_sequence(
-            packed, total_length=x.shape[1 if module.batch_first else 0], **options
-        )
+        y, _ = rnn.pad_packed_sequence(packed, total_length=x.shape[1 if module.batch_first else 0], **options)
     ((y * torch.tensor(dy)).sum() + (end * torch.tensor(dstate)).sum()).backward()
     results = {"y": y, "state[0]": end, "grads.x": x.grad, "grads.state[0]": state.grad}
     results |= {f"grads.{name}": p.grad for name, p in module.named_parameters()}
     return {name: a.detach().numpy() for name, a in results.items()}
 
 
-@pytest.mark.parametrize(
-    ("nonlinearity", "num_layers", "bidirectional", "bias", "batch_first", "packed"), COMBINATIONS
-)
+@pytest.mark.parametrize(("nonlinearity", "num_layers", "bidirectional", "bias", "batch_first", "packed"), COMBINATIONS)
 def test_rnn(nonlinearity, num_layers, bidirectional, bias, batch_first, packed, rng):
     options = {"bidirectional": bidirectional, "bias": bias, "batch_first": batch_first}
     ours, theirs = pair(nonlinearity, INPUTS, HIDDEN, num_layers, **options)

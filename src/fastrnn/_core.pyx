@@ -95,8 +95,8 @@ cdef extern from "fastrnn.h" nogil:
     size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N)
     frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
                              const void *b, void *c, void *workspace)
-    int64_t frnn_fma_loop(const frnn_isa *isa, frnn_dtype dtype, int64_t rounds)
-    int64_t frnn_read_loop(const frnn_isa *isa, const void *data, int64_t bytes, int64_t rounds)
+    int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds)
+    int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64_t bytes, int64_t rounds)
 
 cdef extern from *:
     """
@@ -367,20 +367,21 @@ def product(a, b):
     return out
 
 
-def fma_loop(dtype, int64_t rounds):
-    """Turns of fused multiply-adds in registers alone; the number of floating-point operations done."""
+def fma_loop(dtype, int64_t rounds, int threads=1):
+    """Turns of fused multiply-adds in registers alone; the number of floating-point operations done by all threads."""
     cdef frnn_dtype which = FRNN_F32 if np.dtype(dtype) == np.float32 else FRNN_F64
     cdef int64_t done
     with nogil:
-        done = frnn_fma_loop(chosen, which, rounds)
+        done = frnn_fma_loop(chosen, threads, which, rounds)
     return done
 
 
-def read_loop(array, int64_t rounds):
-    """Reads of a contiguous array, whole multiples of 4096 bytes of it; the number of bytes read."""
+def read_loop(array, int64_t rounds, int threads=1):
+    """Reads of a contiguous array, of which each thread has an equal part in whole multiples of 4096 bytes; the number
+    of bytes read by all."""
     cdef cnp.ndarray a = array
-    cdef int64_t size = a.nbytes // 4096 * 4096, done
+    cdef int64_t size = a.nbytes, done
     cdef void *data = cnp.PyArray_DATA(a)
     with nogil:
-        done = frnn_read_loop(chosen, data, size, rounds)
+        done = frnn_read_loop(chosen, threads, data, size, rounds)
     return done

@@ -1,24 +1,28 @@
 """Recurrent layers.
 
-``Layer`` is what all of them share: parameters, stacking, directions, lengths, layouts, dropout, streaming. What differs
-stands in a subclass (options, shapes of the parameters) and in its engines, one for each layer of the stack, which run
-one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference``.
+``Layer`` is what all of them share: parameters, stacking, directions, lengths, layouts, dropout, streaming. What
+differs stands in a subclass (options, shapes of the parameters) and in its engines, one for each layer of the stack,
+which run one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core, checks, config
 from .gradients import Gradients
 
+State = Any  #: h, for the cells that have nothing else; as an argument any array-like, and None for zeros
+
 
 class Parameters(dict):
-    """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call, and
-    to assign to a name copies the values into its array."""
+    """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call,
+    and to assign to a name copies the values into its array."""
 
     def __setitem__(self, name, value):
         if name not in self:
@@ -52,7 +56,7 @@ class Tape:
         self._inputs, self._outputs, self._masks, self._packed = [], [], [], []
 
     @property
-    def h(self):
+    def h(self) -> np.ndarray | tuple[np.ndarray, ...]:
         """Every step's output h_t, in the layout of y: one array, or a tuple with one for each layer of a stack."""
         views = [output.view() for output in self._outputs]
         for view in views:
@@ -63,7 +67,9 @@ class Tape:
 class _Inference:
     """Calls that record nothing, in terms of ``_infer``."""
 
-    def __call__(self, x, state=None, *, lengths=None):
+    def __call__(
+        self, x: ArrayLike, state: State = None, *, lengths: ArrayLike | None = None
+    ) -> tuple[np.ndarray, State]:
         """Run the layer and record nothing.
 
         Parameters
@@ -88,7 +94,7 @@ class _Inference:
         y, states = self._infer(x, batch, layer._initial(state, batch.B, x.ndim))
         return y, layer._pack_state(states)
 
-    def step(self, x_t, state=None):
+    def step(self, x_t: ArrayLike, state: State = None) -> tuple[np.ndarray, State]:
         """One time step of a stream: x_t ``(B, I)``, and the state that the last step returned (None: zeros). Returns
         y_t ``(B, H)`` and the state. ValueError if the layer is bidirectional."""
         layer = self._layer
@@ -128,9 +134,7 @@ class _Inference:
 class Layer(_Inference):
     """A stack of recurrent layers; see a subclass."""
 
-    def __init__(
-        self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
-    ):
+    def __init__(self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed):
         self.input_size = checks.positive_integer(input_size, "input_size")
         self.hidden_size = checks.positive_integer(hidden_size, "hidden_size")
         self.num_layers = checks.positive_integer(num_layers, "num_layers")
@@ -211,17 +215,25 @@ class Layer(_Inference):
     def _prepared(self, k, threads):
         return self._engines[k].pack(self._weights[k], threads)
 
-    def frozen(self):
-        """An object for inference alone: ``frozen(x, state, lengths=)`` and ``frozen.step(x, state)`` as the layer's own,
-        with weights prepared once. Later changes of the parameters do not reach it."""
+    def frozen(self) -> Frozen:
+        """An object for inference alone: ``frozen(x, state, lengths=)`` and ``frozen.step(x_t, state)`` as the layer's
+        own, with weights prepared once. Later changes of the parameters do not reach it."""
         return Frozen(self)
 
-    def forward(self, x, state=None, *, lengths=None, checkpoint_every=None, rng=None):
+    def forward(
+        self,
+        x: ArrayLike,
+        state: State = None,
+        *,
+        lengths: ArrayLike | None = None,
+        checkpoint_every: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[np.ndarray, State, Tape]:
         """Run the layer for training, and record what ``backward`` needs.
 
-        Arguments and results as for a call of the layer, and in addition the tape for ``backward``. Dropout acts on what
-        passes from one layer of the stack to the next; its masks are drawn from ``rng`` (a ``numpy.random.Generator``),
-        or from a generator of the layer's own, seeded with ``seed``.
+        Arguments and results as for a call of the layer, and in addition the tape for ``backward``. Dropout acts on
+        what passes from one layer of the stack to the next; its masks are drawn from ``rng`` (a
+        ``numpy.random.Generator``), or from a generator of the layer's own, seeded with ``seed``.
 
         Returns
         -------
@@ -262,7 +274,7 @@ class Layer(_Inference):
             x = y
         return y.copy(), self._pack_state(new_states), tape
 
-    def backward(self, tape, dy=None, dstate=None):
+    def backward(self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None) -> Gradients:
         """Back-propagation through time (Werbos 1990) of a loss J = sum over t of J_t.
 
         Parameters
@@ -308,25 +320,22 @@ class Layer(_Inference):
             dy = dx * tape._masks[k - 1] if k > 0 and tape._masks else dx
         return Gradients(dx, self._pack_state(initial), params)
 
-
     # Parameters.
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name."""
         return {name: value.copy() for name, value in self.params.items()}
 
-    def load_state_dict(self, state_dict):
-        """Copy values into the parameters. All names and shapes must match, or nothing is changed: KeyError is never
-        raised, but ValueError for names and shapes, TypeError for values that are no real numbers."""
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy values into the parameters. All names and shapes must match, or nothing is changed: ValueError for names
+        and shapes, TypeError for values that are no real numbers."""
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
         given = dict(state_dict)
         missing, unexpected = self.params.keys() - given.keys(), given.keys() - self.params.keys()
         if missing or unexpected:
-            raise ValueError(
-                f"state_dict: expected the keys {', '.join(self.params)}; "
-                f"missing: {', '.join(sorted(missing)) or 'none'}; unexpected: {', '.join(sorted(unexpected)) or 'none'}"
-            )
+            names = [", ".join(sorted(map(str, keys))) or "none" for keys in (self.params, missing, unexpected)]
+            raise ValueError("state_dict: expected the keys {}; missing: {}; unexpected: {}".format(*names))
         arrays = {
             name: checks.shaped_array(value, f"state_dict[{name!r}]", self.params[name].shape, self.dtype)
             for name, value in given.items()
@@ -387,22 +396,20 @@ class RNN(Layer):
 
     def __init__(
         self,
-        input_size,
-        hidden_size,
-        num_layers=1,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
         *,
-        bias=True,
-        batch_first=False,
-        dropout=0.0,
-        bidirectional=False,
-        dtype=np.float32,
-        seed=None,
-        nonlinearity="tanh",
-    ):
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        nonlinearity: str = "tanh",
+    ) -> None:
         self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", ("tanh", "relu", "logistic", "identity"))
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed
-        )
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
 
     def _parameter_shapes(self, k):
         return self._gated_shapes(k, 1)

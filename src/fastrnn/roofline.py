@@ -28,9 +28,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def levels(sysfs: Path = SYSFS_CACHES) -> tuple[Level, ...]:
 
 def fma_peak(dtype: DTypeLike = np.float32, threads: int = 1, seconds: float = 0.01) -> float:
     """FLOP/s of ``threads`` cores that run fused multiply-adds in registers; measures for ``seconds``."""
-    return _rate([lambda rounds: _core.fma_loop(np.dtype(dtype), rounds)] * threads, seconds)
+    return _rate(lambda rounds: _core.fma_loop(dtype, rounds, threads), seconds)
 
 
 def read_bandwidth(level: Level, threads: int = 1, seconds: float = 0.01) -> float:
@@ -156,8 +155,8 @@ def read_bandwidth(level: Level, threads: int = 1, seconds: float = 0.01) -> flo
     place = hierarchy.index(level)
     below = hierarchy[place - 1].capacity(threads) if place else 0
     size = 4 * below if level.name == "memory" else (below + level.capacity(threads)) // 2
-    arrays = [np.ones(max(size, 4096), np.uint8) for _ in range(threads)]
-    return _rate([lambda rounds, array=array: _core.read_loop(array, rounds) for array in arrays], seconds)
+    array = np.ones(threads * max(size, 4096), np.uint8)
+    return _rate(lambda rounds: _core.read_loop(array, rounds, threads), seconds)
 
 
 def measure(dtype: DTypeLike = np.float32, threads: int = 1, seconds: float = 0.02) -> Roofline:
@@ -170,41 +169,17 @@ def measure(dtype: DTypeLike = np.float32, threads: int = 1, seconds: float = 0.
     )
 
 
-def _rate(loops: Sequence[Callable[[int], int]], seconds: float) -> float:
-    """Amount per second of all ``loops``, each in a thread of its own, all at once.
-
-    A loop takes a number of rounds and returns the amount it did. The number grows until the run lasts
-    ``seconds``.
-    """
+def _rate(loop: Callable[[int], int], seconds: float) -> float:
+    """Amount per second of ``loop``, which takes a number of rounds and returns the amount that it did. The number
+    grows until the run lasts ``seconds``."""
     rounds = 1
     while True:
-        rate, elapsed = _run_together(loops, rounds)
-        if elapsed >= seconds:
-            return rate
-        rounds *= min(64, max(2, int(1.2 * seconds / elapsed)))
-
-
-def _run_together(loops: Sequence[Callable[[int], int]], rounds: int) -> tuple[float, float]:
-    """The sum of the rates of ``loops``, and the seconds that the slowest took.
-
-    Summing rates, not amounts, keeps a core that another program disturbs from hiding what the others can do.
-    """
-    ready = threading.Barrier(len(loops))
-    results = []
-
-    def run(loop: Callable[[int], int]) -> None:
-        ready.wait()
         start = time.perf_counter()
         amount = loop(rounds)
-        results.append((amount, time.perf_counter() - start))
-
-    helpers = [threading.Thread(target=run, args=(loop,), daemon=True) for loop in loops[1:]]
-    for helper in helpers:
-        helper.start()
-    run(loops[0])
-    for helper in helpers:
-        helper.join()
-    return sum(amount / elapsed for amount, elapsed in results), max(elapsed for _, elapsed in results)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return amount / elapsed
+        rounds *= min(64, max(2, int(1.2 * seconds / elapsed)))
 
 
 def _text(path: Path) -> str:

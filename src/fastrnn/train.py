@@ -248,9 +248,7 @@ def text_batches(ids: ArrayLike, batch_size: int, steps: int) -> Iterator[tuple[
     if length < steps:
         needed = batch_size * steps + 1
         raise ValueError(f"ids: expected at least batch_size * steps + 1 = {needed} of them, got {ids.size}")
-    inputs, targets = (
-        ids[start : start + batch_size * length].reshape(batch_size, length).T for start in (0, 1)
-    )
+    inputs, targets = (ids[start : start + batch_size * length].reshape(batch_size, length).T for start in (0, 1))
     return ((inputs[t : t + steps], targets[t : t + steps]) for t in range(0, length - steps + 1, steps))
 
 

@@ -90,9 +90,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="number type (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    parser.add_argument(
-        "--repeat", type=positive_int, default=9, metavar="N", help="repeats (default: %(default)s)"
-    )
+    parser.add_argument("--repeat", type=positive_int, default=9, metavar="N", help="repeats (default: %(default)s)")
     return parser
 
 
@@ -136,8 +134,7 @@ def measure(cell: str, shape: Shape, pass_name: str, threads: int, dtype: str, r
     work = roofline.Work.recurrent(*shape, gates=CELLS[cell].gates, dtype=dtype, backward=PASSES[pass_name])
     level = work.level(threads)
     clocks = {
-        name: Clock(layer_call(layers, cell, shape, PASSES[pass_name], dtype))
-        for name, layers in CANDIDATES.items()
+        name: Clock(layer_call(layers, cell, shape, PASSES[pass_name], dtype)) for name, layers in CANDIDATES.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in clocks}
     peaks, bandwidths = [], []
@@ -170,9 +167,7 @@ def measure(cell: str, shape: Shape, pass_name: str, threads: int, dtype: str, r
     }
 
 
-def layer_call(
-    layers: ModuleType, cell: str, shape: Shape, backward: bool, dtype: DTypeLike
-) -> Callable[[], object]:
+def layer_call(layers: ModuleType, cell: str, shape: Shape, backward: bool, dtype: DTypeLike) -> Callable[[], object]:
     """A call without arguments that does one pass over random data with a layer of ``layers``."""
     rng = np.random.default_rng(0)
     layer = getattr(layers, CELLS[cell].layer)(shape.inputs, shape.hidden, dtype=dtype, seed=0)

@@ -65,13 +65,14 @@ def settle(patience: float = 1.0) -> None:
     """Wait until no thread of this process is busy, at most ``patience`` seconds.
 
     Idle threads of a library may spin for a while after a call (OpenBLAS's for 0.1 s) and slow down what is
-    timed next.
+    timed next. What threads on other processors have used is known only as of their last timer tick, up to 10 ms
+    ago, so that a shorter look would miss them.
     """
     deadline = time.perf_counter() + patience
     while time.perf_counter() < deadline:
         before = time.process_time()
-        time.sleep(2e-3)
-        if time.process_time() - before < 5e-4:
+        time.sleep(15e-3)
+        if time.process_time() - before < 1e-3:
             return
 
 

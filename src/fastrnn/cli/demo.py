@@ -157,9 +157,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="initial weights and sample (default: %(default)s)",
     )
     parser.add_argument("--threads", type=positive_int, metavar="N", help="threads, for both (default: all)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few seconds with a tiny model, to see that it works"
-    )
+    parser.add_argument("--quick", action="store_true", help="a few seconds with a tiny model, to see that it works")
     return parser
 
 
@@ -171,9 +169,7 @@ def run(args: argparse.Namespace) -> int:
         sizes = sizes._replace(seconds=args.seconds)
     text = _load_text(args.text, sizes)
     threads = args.threads or fastrnn.get_num_threads()
-    numpy_trainer, trainer = (
-        Trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn)
-    )
+    numpy_trainer, trainer = (Trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn))
     trainer.layer.load_state_dict(numpy_trainer.layer.state_dict())
     _print_setup(args, sizes, text, trainer, threads)
 

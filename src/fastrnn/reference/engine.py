@@ -1,5 +1,5 @@
-"""Directions, lengths and layouts for the reference cells: one layer over one batch, in terms of a cell's ``forward`` and
-``backward`` on time-major arrays."""
+"""Directions, lengths and layouts for the reference cells: one layer over one batch, in terms of a cell's ``forward``
+and ``backward`` on time-major arrays."""
 
 from __future__ import annotations
 

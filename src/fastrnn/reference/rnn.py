@@ -1,6 +1,6 @@
 """The simple recurrent network (Elman, "Finding structure in time", Cognitive Science 14, 1990):
 
-    h_t = f(W x_t + b_ih + R h_{t-1} + b_hh)
+h_t = f(W x_t + b_ih + R h_{t-1} + b_hh)
 """
 
 from __future__ import annotations
