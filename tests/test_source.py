@@ -1,0 +1,31 @@
+"""Rules of the C source that a compiler does not know."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fastrnn import _core
+
+CSRC = Path(__file__).parents[1] / "csrc"
+
+
+@pytest.mark.parametrize("folder", ["body", "cells"])
+def test_shared_code_names_no_instruction_set(folder):
+    names = [path.stem for path in (CSRC / "isa").glob("*.c")]
+    assert set(_core.isas()) <= set(names)
+    word = re.compile(rf"({'|'.join(names)}|sse|fma3|_mm\d*_|immintrin|__x86_64__|__aarch64__)", re.IGNORECASE)
+    files = list((CSRC / folder).iterdir())
+    assert files
+    for path in files:
+        assert not word.search(path.read_text()), path
+
+
+def test_the_c_library_knows_nothing_of_python():
+    for path in CSRC.rglob("*.[ch]"):
+        assert "Python.h" not in path.read_text(), path
+
+
+def test_cells_include_nothing():
+    for path in (CSRC / "cells").glob("*.h"):
+        assert "#include" not in path.read_text(), path
