@@ -84,10 +84,11 @@ size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *l
 /* y_t = h_t = cell(W x_t + b + R h_{t-1}). Rows of y hold the D*H outputs of a step; rows past a sequence's length are
  * left alone. When D = 1 and I = H, y may be x. */
 typedef struct {
-    const void *packed; /* of FRNN_FORWARD */
-    frnn_rows x, y;     /* rows of I, of D*H */
-    const void *h0;     /* (D, B, H) */
-    void *hT;           /* (D, B, H): the state after each sequence's last step */
+    const void *packed;    /* of FRNN_FORWARD */
+    frnn_rows x, y;        /* rows of I, of D*H */
+    void *x_copy, *y_copy; /* laid out as x and y: each row is copied here while it is in cache; or NULL */
+    const void *h0;        /* (D, B, H) */
+    void *hT;              /* (D, B, H): the state after each sequence's last step */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_forward_args;

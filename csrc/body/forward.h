@@ -114,6 +114,14 @@ static void forward_step(const forward_call *c, int64_t rows, const real *init) 
     }
 }
 
+/* Copies columns [column, column + n) of rows that lie in `from` to the same places in `to`, if there is one. */
+static void copy_rows(real *const *rows, int64_t count, const frnn_rows *from, void *to, int64_t column, int64_t n) {
+    for (int64_t r = 0; to && r < count; ++r) {
+        real *out = (real *)to + (rows[r] - (const real *)from->data);
+        memcpy(out + column, rows[r] + column, (size_t)n * sizeof(real));
+    }
+}
+
 static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_batch *batch = job->batch;
@@ -124,6 +132,8 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     forward_call c = {.layer = layer, .cell = &cells[layer->cell], .packing = &f.R, .R = W + f.W_size};
     c.from = part(s->part, s->parts, f.R.panels);
     c.to = part(s->part + 1, s->parts, f.R.panels);
+    const int64_t own_unit = first_vector(&f.R, c.from) * VL;
+    const int64_t own_units = least(H, first_vector(&f.R, c.to) * VL) - own_unit;
     c.h = space->h + 2 * w->id * B;
     c.next_h = c.h + B;
 
@@ -146,6 +156,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             now = active_after(batch, now, ++end);
         }
         product_rows(&f.W, W, (const real *const *)chunk_rows, count, c.from, c.to, bias, a);
+        if (s->part == 0 && d == 0) copy_rows(chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
         macs += (double)count * (double)width * (double)(layer->input_size + H);
         poll(job, w, &macs);
         if (leave(job, s)) break;
@@ -155,6 +166,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             const int64_t rows = active - s->first;
             for (int64_t r = 0; r < rows; ++r) c.next_h[r] = row_at(&y, s->first + r, step);
             forward_step(&c, rows, init);
+            copy_rows(c.next_h, rows, &args->y, args->y_copy, own_unit, own_units);
             for (int64_t r = 0; r < rows; ++r) c.h[r] = c.next_h[r];
             init += rows * width;
             active = active_after(batch, active, step + 1);

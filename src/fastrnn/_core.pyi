@@ -54,6 +54,8 @@ class Kernel:
         h0: NDArray,
         hT: NDArray,
         threads: int,
+        x_copy: NDArray | None = None,
+        y_copy: NDArray | None = None,
     ) -> None: ...
     def run_backward(
         self,

@@ -60,6 +60,8 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef struct frnn_forward_args:
         const void *packed
         frnn_rows x, y
+        void *x_copy
+        void *y_copy
         const void *h0
         void *hT
         frnn_interrupt interrupt
@@ -299,15 +301,20 @@ cdef class Kernel:
         check(status, [])
         return packed
 
-    def run_forward(self, Batch batch, Packed packed, x, y, h0, hT, int threads):
-        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H)."""
+    def run_forward(self, Batch batch, Packed packed, x, y, h0, hT, int threads, x_copy=None, y_copy=None):
+        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H), and the copies of x and y."""
         cdef frnn_forward_args args
+        cdef frnn_rows copy
         cdef frnn_status status
         cdef list interruption = []
         cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
         args.packed = packed.data
         batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
         batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&copy, x_copy, self.layer.input_size, self.itemsize)
+        args.x_copy = copy.data
+        batch.rows_of(&copy, y_copy, D * self.layer.hidden_size, self.itemsize)
+        args.y_copy = copy.data
         args.h0, args.hT = data_of(h0, states, self.itemsize), data_of(hT, states, self.itemsize)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
         args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))

@@ -246,10 +246,9 @@ class Layer(_Inference):
         given = x
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
         # The tape outlives the call, and the caller's arrays may change before it is used.
-        if np.may_share_memory(x, given):
-            x = x.copy()
-        states = tuple(s.copy() for s in self._initial(state, batch.B, x.ndim))
-        new_states = tuple(np.empty_like(s) for s in states)
+        states = tuple([s.copy() for s in self._initial(state, batch.B, x.ndim)])
+        x_copy = np.empty_like(x) if np.may_share_memory(x, given) else None
+        new_states = tuple([np.empty_like(s) for s in states])
         tape = Tape(self, batch, x.ndim, states)
         threads = config.get_num_threads()
         for k, engine in enumerate(self._engines):
@@ -259,6 +258,7 @@ class Layer(_Inference):
                 tape._masks.append(mask)
                 x = x * mask
             y = self._empty(batch, x.shape, self._output_width)
+            y_copy = self._empty(batch, x.shape, self._output_width) if k == self.num_layers - 1 else None
             engine.run_forward(
                 batch,
                 engine.pack(self._weights[k], threads),
@@ -267,12 +267,14 @@ class Layer(_Inference):
                 *self._states_of_layer(k, states),
                 *self._states_of_layer(k, new_states),
                 threads,
+                x_copy if k == 0 else None,
+                y_copy,
             )
-            tape._inputs.append(x)
+            tape._inputs.append(x_copy if k == 0 and x_copy is not None else x)
             tape._outputs.append(y)
             tape._packed.append(engine.pack(self._weights[k], threads, backward=True))
             x = y
-        return y.copy(), self._pack_state(new_states), tape
+        return y_copy, self._pack_state(new_states), tape
 
     def backward(self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None) -> Gradients:
         """Back-propagation through time (Werbos 1990) of a loss J = sum over t of J_t.

@@ -13,8 +13,8 @@ class Engine:
         """A copy of the weights, which later changes of the originals do not reach."""
         return tuple(tuple(None if w is None else w.copy() for w in direction) for direction in weights)
 
-    def run_forward(self, batch, weights, x, y, h0, hT, threads):
-        """Fill y and hT (D, B, H) from x and h0."""
+    def run_forward(self, batch, weights, x, y, h0, hT, threads, x_copy=None, y_copy=None):
+        """Fill y and hT (D, B, H) from x and h0, and the copies of x and y."""
         steps = Steps(batch)
         H = hT.shape[-1]
         outputs = np.zeros((batch.T, batch.B, y.shape[-1]), y.dtype)
@@ -23,6 +23,9 @@ class Engine:
             hT[d] = h[-1]
             steps.add(np.where(steps.active, h[1:], 0), outputs[..., d * H : (d + 1) * H], d)
         steps.write(outputs, y)
+        for copy, array in ((x_copy, x), (y_copy, y)):
+            if copy is not None:
+                copy[...] = array
 
     def run_backward(self, batch, weights, x, y, h0, dy, dhT, dx, dh0, gradients, threads):
         """Fill dx and dh0 and add to the gradients."""
