@@ -94,6 +94,7 @@ static void work_flushed(void *argument, const frnn_worker *worker) {
 
 /* Below this many multiply-adds a call is over before another thread has woken. */
 #define MACS_EACH 1e6
+#define PACK_MACS 16 /* to pack one weight takes as long as this many */
 
 static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
     double steps = (double)batch->T * (double)batch->B;
@@ -141,7 +142,7 @@ frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer,
     if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
     frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
     const frnn_batch one_step = {.T = 1, .B = 1};
-    return run(kernels_of(isa, layer)->pass[pass].pack, &job, useful_threads(threads, layer, &one_step, 1));
+    return run(kernels_of(isa, layer)->pass[pass].pack, &job, useful_threads(threads, layer, &one_step, PACK_MACS));
 }
 
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
