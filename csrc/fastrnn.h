@@ -105,7 +105,7 @@ typedef struct {
     const void *dhT;               /* (D, B, H) or NULL: zero */
     frnn_rows dx;                  /* rows of I; overwritten if D = 1, else added to */
     void *dh0;                     /* (D, B, H), overwritten */
-    const frnn_weights *gradients; /* (D,), added to */
+    const frnn_weights *gradients; /* (D,), overwritten */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_backward_args;

@@ -29,7 +29,7 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
             const int64_t column = first_vector(&p, j) * VL;
             tile_kernels[height - 1][vecs - 1](K, rows, 1, packed + packed_column(&p, j) * K, zeros, 0, tile,
                                                vecs * VL);
-            store_tile(tile, height, vecs, (real *)c + m * N + column, N, N - column);
+            put_tile(tile, height, vecs, (real *)c + m * N + column, N, N - column, 0);
         }
     }
 }

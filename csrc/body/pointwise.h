@@ -12,17 +12,13 @@ INLINE void store_upto(real *p, vec a, int64_t n) {
     }
 }
 
-/* The first n columns of a tile's rows to where they belong, `step` from row to row. */
-INLINE void store_tile(const real *tile, int rows, int vecs, real *out, int64_t step, int64_t n) {
-    for (int r = 0; r < rows; ++r, out += step) {
-        for (int u = 0; u < vecs; ++u, tile += VL) store_upto(out + u * VL, v_load(tile), n - u * VL);
-    }
-}
-INLINE void add_tile(const real *tile, int rows, int vecs, real *out, int64_t step, int64_t n) {
+/* The first n columns of a tile's rows to where they belong, `step` from row to row; or added to what is there. */
+INLINE void put_tile(const real *tile, int rows, int vecs, real *out, int64_t step, int64_t n, int add) {
     for (int r = 0; r < rows; ++r, out += step) {
         for (int u = 0; u < vecs; ++u, tile += VL) {
             const int64_t left = n - u * VL;
-            store_upto(out + u * VL, v_add(load_upto(out + u * VL, left), v_load(tile)), left);
+            const vec value = v_load(tile);
+            store_upto(out + u * VL, add ? v_add(load_upto(out + u * VL, left), value) : value, left);
         }
     }
 }

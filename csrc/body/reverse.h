@@ -6,7 +6,7 @@
  *
  *     dx_t = delta_t W        dW += sum delta_t^T x_t        dR += sum delta_t^T h_{t-1}        db += sum delta_t
  *
- * The sums of one chunk are formed first and then added to the gradient: an order that depends on the batch and the sizes
+ * The sums of one chunk are formed first and then added to the gradient (the first chunk's begin it): an order that depends on the batch and the sizes
  * alone, for chunks are cut by the number of rows. */
 
 enum { BLOCK_ROWS = 256 }; /* rows that a sum over rows takes at a time */
@@ -107,6 +107,7 @@ typedef struct {
     share share;
     real *panel;             /* of BLOCK_ROWS rows */
     real **h, **dy, **delta; /* for each position, the rows of the step at hand */
+    int first;               /* is this the first chunk, whose sums begin the gradients? */
 } reverse_call;
 
 /* Finds the first rows: each worker those of some sequences. */
@@ -223,7 +224,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
         next = least(to, (j + 1) * tiles.parts);
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
-        for (int64_t k = 0; k < count; k += BLOCK_ROWS) {
+        for (int64_t k = 0; k == 0 || k < count; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, count - k);
             const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
             pack_panel(p, NULL, (const real *const *)rows + k, K, j, c->panel);
@@ -240,7 +241,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const packin
                     prefetch_row(rows[k + r] + column + vecs * VL, vecs);
                 }
                 tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
-                add_tile(tile, height, vecs, out + g * p->units + column, p->units, n);
+                put_tile(tile, height, vecs, out + g * p->units + column, p->units, n, k > 0 || !c->first);
             }
         }
     }
@@ -252,13 +253,15 @@ static void sum_biases(const reverse_call *c, const real *delta, int64_t count, 
     real *biases[] = {out->b_ih, out->b_hh};
     for (int64_t i = from; i < to; ++i) {
         const int64_t n = c->shape.GH - i * VL;
-        for (int64_t k = 0; k < count; k += BLOCK_ROWS) {
+        for (int64_t k = 0; k == 0 || k < count; k += BLOCK_ROWS) {
             vec sum = v_set1(0);
             for (int64_t row = k; row < least(count, k + BLOCK_ROWS); ++row) {
                 sum = v_add(sum, v_load(delta + row * c->shape.step + i * VL));
             }
             for (int b = 0; b < 2; ++b) {
-                if (biases[b]) store_upto(biases[b] + i * VL, v_add(load_upto(biases[b] + i * VL, n), sum), n);
+                if (!biases[b]) continue;
+                const vec before = k > 0 || !c->first ? load_upto(biases[b] + i * VL, n) : v_set1(0);
+                store_upto(biases[b] + i * VL, v_add(before, sum), n);
             }
         }
     }
@@ -282,11 +285,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
                                                vecs * VL);
             for (int r = 0; r < height; ++r) {
                 real *out = v->chunk_dx[m + r] + column;
-                if (c->layer->directions == 1) {
-                    store_tile(tile + r * vecs * VL, 1, vecs, out, 0, W->units - column);
-                } else {
-                    add_tile(tile + r * vecs * VL, 1, vecs, out, 0, W->units - column);
-                }
+                put_tile(tile + r * vecs * VL, 1, vecs, out, 0, W->units - column, c->layer->directions == 2);
             }
         }
     }
@@ -321,7 +320,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
             _Alignas(64) real tile[TILE_VECS * VL];
             const int64_t unit = first_vector(R, j) * VL;
             dh_tile(c, d, v, p, 1, j, p < active ? v->carry : NULL, tile);
-            store_tile(tile, 1, panel_vectors(R, j), dh0 + unit, 0, R->units - unit);
+            put_tile(tile, 1, panel_vectors(R, j), dh0 + unit, 0, R->units - unit, 0);
         }
     }
 }
@@ -349,7 +348,9 @@ static void reverse_work(void *argument, const frnn_worker *w) {
 
     double macs = 0;
     int64_t active = active_before(batch, 0, batch->T, batch->B);
-    for (int64_t t = batch->T, begin; t > 0; t = begin) {
+    int64_t t = batch->T, begin;
+    c.first = 1;
+    do { /* once at least: without any step the gradients are zero */
         int64_t count = 0, following = active, last = 0;
         for (begin = t; begin > 0; --begin) {
             const int64_t now = active_before(batch, active, begin - 1, batch->B);
@@ -369,7 +370,9 @@ static void reverse_work(void *argument, const frnn_worker *w) {
         poll(job, w, &macs);
         frnn_barrier(FRNN_ALL, w->size);
         if (atomic_load(&job->stopped)) return;
-    }
+        c.first = 0;
+        t = begin;
+    } while (t > 0);
     for (int d = c.share.first_direction; d < c.share.end_direction; ++d)
         initial_gradient(&c, d, &direction[d], active);
 }

@@ -324,7 +324,7 @@ cdef class Kernel:
         check(status, interruption)
 
     def run_backward(self, Batch batch, Packed packed, x, y, h0, dy, dhT, dx, dh0, tuple gradients, int threads):
-        """Fill dx and dh0 and add to the gradients (as weights); dy and dhT may be None. dx is added to if D is 2."""
+        """Fill dx, dh0 and the gradients (as weights); dy and dhT may be None. dx is added to if D is 2."""
         cdef frnn_backward_args args
         cdef frnn_weights sums[2]
         cdef frnn_status status

@@ -299,7 +299,7 @@ class Layer(_Inference):
         if dy is not None:
             dy = checks.shaped_array(dy, "dy", shape, self.dtype)
         dstates = (None,) if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
-        params = {name: np.zeros_like(value) for name, value in self.params.items()}
+        params = {name: np.empty_like(value) for name, value in self.params.items()}
         initial = tuple(np.empty_like(s) for s in tape._states)
         threads = config.get_num_threads()
         for k in reversed(range(self.num_layers)):

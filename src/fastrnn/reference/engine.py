@@ -28,7 +28,7 @@ class Engine:
                 copy[...] = array
 
     def run_backward(self, batch, weights, x, y, h0, dy, dhT, dx, dh0, gradients, threads):
-        """Fill dx and dh0 and add to the gradients."""
+        """Fill dx, dh0 and the gradients."""
         steps = Steps(batch)
         H = h0.shape[-1]
         outputs, input_gradient = steps.unpack(y), np.zeros((batch.T, batch.B, x.shape[-1]), x.dtype)
@@ -47,7 +47,7 @@ class Engine:
             steps.add(step_dx, input_gradient, d)
             for gradient, value in zip(gradients[d], sums, strict=True):
                 if gradient is not None:
-                    gradient += value
+                    gradient[...] = value
         steps.write(input_gradient, dx)
 
 
