@@ -93,8 +93,8 @@ static void work_flushed(void *argument, const frnn_worker *worker) {
 }
 
 /* Below this many multiply-adds a call is over before another thread has woken. */
-#define MACS_EACH 1e6
-#define PACK_MACS 16 /* to pack one weight takes as long as this many */
+#define MACS_EACH 4e6
+#define PACK_MACS 32 /* to pack one weight takes as long as this many */
 
 static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
     double steps = (double)batch->T * (double)batch->B;

@@ -290,3 +290,12 @@ def test_a_call_changes_no_input(backend, row, rng):
     for name, before in kept.items():
         for a, b in zip(as_tuple(now[name]), as_tuple(before), strict=True):
             assert differing_bits(np.asarray(a), np.asarray(b)) == 0, name
+
+
+def test_an_empty_batch_takes_no_time_however_long(row):
+    layer = make(row, fastrnn, 3, 4)
+    y, state, tape = layer.forward(np.empty((2**50, 0, 3), np.float32))
+    grads = layer.backward(tape)
+    assert y.shape == (2**50, 0, 4)
+    assert grads.x.shape == (2**50, 0, 3)
+    assert not any(gradient.any() for gradient in grads.params.values())

@@ -95,7 +95,7 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
 }
 
 /* Should the call end? Asked by worker 0 about every POLL_MACS multiply-adds. */
-#define POLL_MACS 1e8
+#define POLL_MACS 2e7
 
 static void poll(frnn_job *job, const frnn_worker *w, double *macs) {
     if (w->id != 0 || *macs < POLL_MACS) return;

@@ -6,8 +6,8 @@
  *
  *     dx_t = delta_t W        dW += sum delta_t^T x_t        dR += sum delta_t^T h_{t-1}        db += sum delta_t
  *
- * The sums of one chunk are formed first and then added to the gradient (the first chunk's begin it): an order that depends on the batch and the sizes
- * alone, for chunks are cut by the number of rows. */
+ * The sums of one chunk are formed first and then added to the gradient (the first chunk's begin it): an order that
+ * depends on the batch and the sizes alone, for chunks are cut by the number of rows. */
 
 enum { BLOCK_ROWS = 256 }; /* rows that a sum over rows takes at a time */
 
@@ -348,7 +348,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
 
     double macs = 0;
     int64_t active = active_before(batch, 0, batch->T, batch->B);
-    int64_t t = batch->T, begin;
+    int64_t t = batch->B > 0 ? batch->T : 0, begin;
     c.first = 1;
     do { /* once at least: without any step the gradients are zero */
         int64_t count = 0, following = active, last = 0;
