@@ -41,19 +41,18 @@ const frnn_isa *frnn_isa_at(int index) {
 
 const char *frnn_isa_name(const frnn_isa *isa) { return isa->name; }
 
-static const struct {
-    const char *name;
-    int gates;
-} cells[] = {
-#define CELL(name, equations, variant, gates) {#name, gates},
+static const char *const cells[] = {
+#define CELL(name, equations, variant) #name,
 #include "cells/cells.def"
 #undef CELL
 };
 
 enum { CELLS = sizeof cells / sizeof *cells };
 
-const char *frnn_cell_name(int cell) { return cell >= 0 && cell < CELLS ? cells[cell].name : NULL; }
-int frnn_cell_gates(int cell) { return cell >= 0 && cell < CELLS ? cells[cell].gates : 0; }
+const char *frnn_cell_name(int cell) { return cell >= 0 && cell < CELLS ? cells[cell] : NULL; }
+
+/* Every object knows the shapes, and the last row of the table is always there. */
+frnn_shape frnn_layer_shape(const frnn_layer *layer) { return isas[ISAS - 1].kernels[FRNN_F32]->shape(layer); }
 
 /* Flush-to-zero and denormals-are-zero: a gradient that vanishes passes through denormal numbers, which many processors
  * handle a hundred times slower. Set for a worker's job and then put back. */
@@ -102,8 +101,9 @@ static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch
         steps = 0;
         for (int64_t b = 0; b < batch->B; ++b) steps += (double)batch->lengths[b];
     }
-    const double macs = passes * steps * layer->directions * frnn_cell_gates(layer->cell) * (double)layer->hidden_size *
-                        ((double)layer->input_size + (double)layer->hidden_size);
+    const double macs =
+        passes * steps * layer->directions * frnn_layer_shape(layer).gates * (double)layer->hidden_size *
+        ((double)layer->input_size * (layer->contexts > 0 ? layer->contexts : 1) + (double)layer->hidden_size);
     const double useful = 1 + macs / MACS_EACH;
     return useful < threads ? (int)useful : threads;
 }
@@ -114,27 +114,38 @@ static frnn_status run(void (*work)(void *, const frnn_worker *), frnn_job *job,
 }
 
 /* Sizes are products of a few dims; with every product below 2^56 reals none of them can overflow. */
+#define MOST_REALS 72057594037927936.0
+#define MOST_COLUMNS 8 /* of H reals that any row has for a unit */
+
 static int layer_fits(const frnn_layer *layer) {
-    const double limit = 72057594037927936.0, I = (double)layer->input_size, H = (double)layer->hidden_size;
-    return layer->cell >= 0 && layer->cell < CELLS && (layer->dtype == FRNN_F32 || layer->dtype == FRNN_F64) &&
-           (layer->directions == 1 || layer->directions == 2) && layer->input_size >= 1 && layer->hidden_size >= 1 &&
-           (I + H + 64) * (H + 64) * cells[layer->cell].gates * layer->directions < limit;
+    const double I = (double)layer->input_size, H = (double)layer->hidden_size;
+    if (layer->cell < 0 || layer->cell >= CELLS || (layer->dtype != FRNN_F32 && layer->dtype != FRNN_F64) ||
+        (layer->directions != 1 && layer->directions != 2) || layer->input_size < 1 || layer->hidden_size < 1 ||
+        layer->contexts < 0 || (layer->contexts > 0 && !layer->context)) {
+        return 0;
+    }
+    const frnn_shape shape = frnn_layer_shape(layer);
+    const int projects = shape.h && shape.c; /* a state for the output, beside the one for the units */
+    const double taps = layer->contexts > 0 ? layer->contexts : 1;
+    return (shape.h || shape.c ? layer->contexts == 0 : layer->contexts > 0) && layer->output_size >= 1 &&
+           (projects ? layer->output_size <= layer->hidden_size : layer->output_size == layer->hidden_size) &&
+           (I * taps + H + 64) * (H + 64) * MOST_COLUMNS * layer->directions < MOST_REALS;
 }
 
 static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int threads) {
-    const double limit = 72057594037927936.0;
     return batch->T >= 0 && batch->B >= 0 && threads >= 1 && (batch->lengths == NULL || batch->order != NULL) &&
            ((double)batch->B + 512) * threads * ((double)layer->input_size + (double)layer->hidden_size + 64) *
-                   cells[layer->cell].gates <
-               limit;
+                   MOST_COLUMNS <
+               MOST_REALS;
 }
 
-static const frnn_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer) {
-    return isa->kernels[layer->dtype];
+static const frnn_pass_kernels *kernels_of(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass) {
+    const frnn_kernels *kernels = isa->kernels[layer->dtype];
+    return layer->contexts > 0 ? &kernels->context[pass] : &kernels->recurrent[pass];
 }
 
 size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass) {
-    return layer_fits(layer) ? kernels_of(isa, layer)->pass[pass].packed_size(layer) : 0;
+    return layer_fits(layer) ? kernels_of(isa, layer, pass)->packed_size(layer) : 0;
 }
 
 frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
@@ -142,13 +153,13 @@ frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer,
     if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
     frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
     const frnn_batch one_step = {.T = 1, .B = 1};
-    return run(kernels_of(isa, layer)->pass[pass].pack, &job, useful_threads(threads, layer, &one_step, PACK_MACS));
+    return run(kernels_of(isa, layer, pass)->pack, &job, useful_threads(threads, layer, &one_step, PACK_MACS));
 }
 
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                            frnn_pass pass) {
     if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return 0;
-    return kernels_of(isa, layer)->pass[pass].workspace_size(layer, batch, threads);
+    return kernels_of(isa, layer, pass)->workspace_size(layer, batch, threads);
 }
 
 static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
@@ -156,7 +167,7 @@ static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *laye
     if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
     frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = interrupt};
     const int useful = useful_threads(threads, layer, batch, pass == FRNN_BACKWARD ? 2 : 1);
-    return run(kernels_of(isa, layer)->pass[pass].work, &job, useful);
+    return run(kernels_of(isa, layer, pass)->work, &job, useful);
 }
 
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,

@@ -1,8 +1,8 @@
 /* fastrnn: recurrent layers on the CPU, forward and reverse (back-propagation through time). C11, no dependencies but
  * POSIX threads.
  *
- * Letters: T time steps, B sequences, I inputs, H hidden units, G gates, D directions. Matrices are row-major; a real is a
- * float or a double as the layer's dtype says. No function allocates memory, but for the thread team at its first use:
+ * Letters: T time steps, B sequences, I inputs, H hidden units, O outputs of a direction, G gates, D directions. Matrices
+ * are row-major; a real is a float or a double as the layer's dtype says. No function allocates memory, but for the thread team at its first use:
  * the caller asks for the size of the workspace and hands one over. Every function may be called from several threads. */
 #ifndef FASTRNN_H
 #define FASTRNN_H
@@ -29,7 +29,6 @@ const char *frnn_isa_name(const frnn_isa *isa);
 
 /* Cells are numbered by the rows of cells/cells.def. */
 const char *frnn_cell_name(int cell); /* NULL beyond the last */
-int frnn_cell_gates(int cell);
 
 /* Processors this process may use: its affinity, and the quota of its control group. */
 int frnn_processors(void);
@@ -40,7 +39,19 @@ typedef struct {
     frnn_dtype dtype;
     int directions;                  /* 1 or 2; the second reads every sequence from its last step to its first */
     int64_t input_size, hidden_size; /* I, H (not so named, for complex.h makes a macro of I) */
+    int64_t output_size;             /* O: H, or less for an LSTM whose outputs are projected */
+    const int64_t *context;          /* TDNN: the steps, relative to its own, that an output reads; */
+    int contexts;                    /* how many they are; 0 for all other cells */
 } frnn_layer;
+
+/* What a layer's arrays depend on. */
+typedef struct {
+    int gates;    /* G: a weight matrix has G*H rows */
+    int kept;     /* K: columns, each of H, of the record that backward needs of every step; 0: none */
+    int h, c;     /* has it a state h (D, B, O), and with it R and b_hh; a state c (D, B, H)? */
+    int peephole; /* has it p? */
+} frnn_shape;
+frnn_shape frnn_layer_shape(const frnn_layer *layer);
 
 /* One batch of sequences. */
 typedef struct {
@@ -59,9 +70,11 @@ typedef struct {
 
 /* The weights of one direction, or their gradients. */
 typedef struct {
-    void *W;           /* (G*H, I) */
-    void *R;           /* (G*H, H) */
+    void *W;           /* (G*H, I); TDNN: (H, contexts, I) */
+    void *R;           /* (G*H, O) */
     void *b_ih, *b_hh; /* (G*H,), or NULL */
+    void *P;           /* (O, H), if O < H */
+    void *p;           /* (3*H,), peepholes of i, f, o */
 } frnn_weights;
 
 /* Called now and then on the calling thread during a long call; not 0: stop. */
@@ -81,14 +94,15 @@ frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer,
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                            frnn_pass pass);
 
-/* y_t = h_t = cell(W x_t + b + R h_{t-1}). Rows of y hold the D*H outputs of a step; rows past a sequence's length are
- * left alone. When D = 1 and I = H, y may be x. */
+/* One layer over a batch. Rows of y hold the D*O outputs of a step; rows past a sequence's length are left alone. When
+ * D = 1 and I = O, and the cell is recurrent, y may be x. A state that the cell does not have is NULL. */
 typedef struct {
     const void *packed;    /* of FRNN_FORWARD */
-    frnn_rows x, y;        /* rows of I, of D*H */
+    frnn_rows x, y;        /* rows of I, of D*O */
+    frnn_rows kept;        /* rows of D*K*H: what backward needs; data NULL: nothing is kept */
     void *x_copy, *y_copy; /* laid out as x and y: each row is copied here while it is in cache; or NULL */
-    const void *h0;        /* (D, B, H) */
-    void *hT;              /* (D, B, H): the state after each sequence's last step */
+    const void *h0, *c0;   /* (D, B, O), (D, B, H) */
+    void *hT, *cT;         /* the same after each sequence's last step */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_forward_args;
@@ -96,15 +110,16 @@ typedef struct {
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                          const frnn_forward_args *args);
 
-/* The gradients of a loss J, from dJ/dy at every step and dJ/dhT. What forward computed (y) is read only. */
+/* The gradients of a loss J, from dJ/dy at every step and the gradients of the last states. What forward computed is read
+ * only. */
 typedef struct {
     const void *packed;            /* of FRNN_BACKWARD */
-    frnn_rows x, y;                /* as forward read and wrote them */
-    const void *h0;                /* (D, B, H) */
-    frnn_rows dy;                  /* rows of D*H; data NULL: zero */
-    const void *dhT;               /* (D, B, H) or NULL: zero */
+    frnn_rows x, y, kept;          /* as forward read and wrote them */
+    const void *h0, *c0;           /* as forward read them */
+    frnn_rows dy;                  /* rows of D*O; data NULL: zero */
+    const void *dhT, *dcT;         /* (D, B, O), (D, B, H), or NULL: zero */
     frnn_rows dx;                  /* rows of I; overwritten if D = 1, else added to */
-    void *dh0;                     /* (D, B, H), overwritten */
+    void *dh0, *dc0;               /* (D, B, O), (D, B, H), overwritten */
     const frnn_weights *gradients; /* (D,), overwritten */
     frnn_interrupt interrupt;
     void *workspace;

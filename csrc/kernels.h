@@ -19,14 +19,18 @@ typedef struct {
     atomic_int stopped, leaving[FRNN_GROUPS];
 } frnn_job;
 
-/* One table for each instruction set and element type, the only symbol its object exports. Sizes are in bytes. */
+/* A pass over a layer's steps. Sizes are in bytes. */
 typedef struct {
-    struct {
-        size_t (*packed_size)(const frnn_layer *layer);
-        void (*pack)(void *job, const frnn_worker *worker);
-        size_t (*workspace_size)(const frnn_layer *layer, const frnn_batch *batch, int threads);
-        void (*work)(void *job, const frnn_worker *worker);
-    } pass[2]; /* by frnn_pass */
+    size_t (*packed_size)(const frnn_layer *layer);
+    void (*pack)(void *job, const frnn_worker *worker);
+    size_t (*workspace_size)(const frnn_layer *layer, const frnn_batch *batch, int threads);
+    void (*work)(void *job, const frnn_worker *worker);
+} frnn_pass_kernels;
+
+/* One table for each instruction set and element type, the only symbol its object exports. */
+typedef struct {
+    frnn_shape (*shape)(const frnn_layer *layer);
+    frnn_pass_kernels recurrent[2], context[2]; /* by frnn_pass */
     void (*evaluate)(frnn_function function, int64_t n, const void *in, void *out);
     size_t (*product_size)(int64_t K, int64_t N);
     void (*product)(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace);

@@ -1,11 +1,11 @@
-"""Fixtures and options of the whole suite."""
+"""Fixtures and options of the whole suite, and what it draws of all combinations."""
 
 import numpy as np
 import pytest
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import ROWS, using_isa, using_threads  # noqa: E402
+from helpers import ROWS, drawn, using_isa, using_threads  # noqa: E402
 
 import fastrnn  # noqa: E402
 import fastrnn.reference  # noqa: E402
@@ -16,12 +16,17 @@ def pytest_addoption(parser):
     parser.addoption(
         "--exhaustive",
         action="store_true",
-        help="also run the tests over all 2^32 float32 inputs (tens of minutes)",
+        help="also run every combination, and the tests over all 2^32 float32 inputs (tens of minutes)",
     )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "exhaustive: over every input there is; runs only with --exhaustive")
+    config.addinivalue_line(
+        "markers",
+        "drawn(others, representatives=6): of the combinations of a test's parameters, run that many with each "
+        "row of helpers.REPRESENTATIVES, and `others` with each other row, on each backend",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -31,6 +36,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "exhaustive" in item.keywords:
             item.add_marker(skip)
+    sampled = {item for item in items if item.get_closest_marker("drawn") and "row" in item.fixturenames}
+    left_out = sampled - drawn(sampled)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(params=_core.isas())
@@ -51,7 +60,7 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=ROWS, ids=[row.cell for row in ROWS])
+@pytest.fixture(params=ROWS, ids=[row.id for row in ROWS])
 def row(request):
     return request.param
 

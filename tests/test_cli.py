@@ -240,11 +240,11 @@ class TestRoofline:
         assert [level.name for level in roofline.levels(tmp_path / "none")] == ["L1", "L2", "L3", "memory"]
 
     def test_work_of_a_layer(self):
-        forward = roofline.Work.recurrent(10, 2, 3, 5, gates=4, dtype=np.float64)
+        forward = roofline.Work.layer(10, 2, 3, 5, gates=4, dtype=np.float64)
         assert forward.flops == 2 * 10 * 2 * 4 * 5 * (3 + 5)
         assert forward.resident_bytes == 4 * 5 * 5 * 8
         assert forward.bytes_read == (10 * 5 + 3) * 4 * 5 * 8
-        both = roofline.Work.recurrent(10, 2, 3, 5, gates=4, dtype=np.float64, backward=True)
+        both = roofline.Work.layer(10, 2, 3, 5, gates=4, dtype=np.float64, backward=True)
         assert (both.flops, both.bytes_read) == (3 * forward.flops, 2 * forward.bytes_read)
 
     def test_limit_is_the_slower_of_compute_and_memory(self):

@@ -2,7 +2,19 @@
 
 import numpy as np
 import pytest
-from helpers import assert_meaningful, assert_same_bits, enliven, make, numbered, train
+from helpers import (
+    as_tuple,
+    assert_meaningful,
+    assert_same_bits,
+    enliven,
+    make,
+    map_state,
+    numbered,
+    steps_of,
+    train,
+)
+
+pytestmark = pytest.mark.drawn(2, representatives=30)
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 4, 5, 7
 
@@ -63,36 +75,45 @@ FORMS = {name: (lambda a, name=name: a.astype(name)) for name in DTYPES} | {
 }
 
 
-@pytest.fixture
-def data(rng):
-    """Small non-negative integers, which every real dtype holds exactly."""
-    shapes = {"x": (STEPS, BATCH, INPUTS), "dy": (STEPS, BATCH, HIDDEN)}
-    shapes |= {"state": (1, BATCH, HIDDEN), "dstate": (1, BATCH, HIDDEN)}
-    return {name: rng.integers(0, 4, shape) for name, shape in shapes.items()}
+def draw(layer, draw_array):
+    """All arguments of `train`, each array drawn by its shape."""
+    x = draw_array((STEPS, BATCH, INPUTS))
+    y, state = layer(x)
+    states = {name: map_state(lambda s: draw_array(s.shape), state) for name in ("state", "dstate")}
+    return {"x": x, "dy": draw_array(y.shape), **states}
+
+
+def integers(rng, dtype):
+    """Small and not negative, so that every real dtype holds them exactly."""
+    return lambda shape: rng.integers(0, 4, shape).astype(dtype)
+
+
+def same_values(a, b):
+    return all(p.dtype == q.dtype and np.array_equal(p, q) for p, q in zip(as_tuple(a), as_tuple(b), strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("argument", ["x", "state", "dy", "dstate"])
-def test_any_real_array_will_do(backend, row, dtype, data, form, argument, rng):
+def test_any_real_array_will_do(backend, row, dtype, form, argument, rng):
     layer = enliven(make(row, backend, INPUTS, HIDDEN, dtype=dtype), row, rng)
-    plain = {name: a.astype(dtype) for name, a in data.items()}
+    plain = draw(layer, integers(rng, dtype))
     want = train(layer, **plain)
     assert_meaningful(want)
-    given = FORMS[form](plain[argument])
-    kept = given.copy()
+    given = map_state(FORMS[form], plain[argument])
+    kept = map_state(np.copy, given)
     assert_same_bits(train(layer, **{**plain, argument: given}), want)
-    assert given.dtype == kept.dtype
-    assert np.array_equal(given, kept)
+    assert same_values(given, kept)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_steps_and_frozen_layers_take_them_too(backend, row, dtype, data, form, rng):
+def test_steps_and_frozen_layers_take_them_too(backend, row, dtype, form, rng):
     layer = enliven(make(row, backend, INPUTS, HIDDEN, dtype=dtype), row, rng)
-    x, state = data["x"].astype(dtype), data["state"].astype(dtype)
+    data = draw(layer, integers(rng, dtype))
+    x, state = data["x"], data["state"]
     given = FORMS[form](x)
-    for call, place in ((layer, ...), (layer.frozen(), ...), (layer.step, 2), (layer.frozen().step, 2)):
+    for call, place in ((layer, ...), (layer.frozen(), ...), *((step, 2) for step in steps_of(row, layer))):
         want = call(x[place], state)
-        got = call(given[place], FORMS[form](state))
+        got = call(given[place], map_state(FORMS[form], state))
         results = [{"y": y, **numbered("state", end)} for y, end in (got, want)]
         assert_same_bits(*results)
 
@@ -103,8 +124,7 @@ def test_parameters_load_from_them(backend, row, dtype, form, rng):
     whole = {name: rng.integers(0, 4, p.shape).astype(dtype) for name, p in layer.params.items()}
     given = {}
     for name, a in whole.items():
-        given[name] = FORMS[form](a.reshape(1, *a.shape) if a.ndim == 2 else a[None, None])
-        given[name] = given[name].reshape(a.shape) if a.ndim == 1 else given[name][0]
+        given[name] = FORMS[form](a.reshape((1,) * (3 - a.ndim) + a.shape))[(0,) * (3 - a.ndim)]
     layer.load_state_dict(given)
     assert_same_bits(layer.params, whole)
     assert all(type(p) is np.ndarray for p in layer.params.values())
@@ -113,15 +133,8 @@ def test_parameters_load_from_them(backend, row, dtype, form, rng):
 def test_wider_values_round_once(backend, row, rng):
     """float64 input to a float32 layer is what its float32 copy is."""
     layer = enliven(make(row, backend, INPUTS, HIDDEN, dtype=np.float32), row, rng)
-    wide = {
-        "x": rng.standard_normal((STEPS, BATCH, INPUTS)),
-        "state": rng.standard_normal((1, BATCH, HIDDEN)),
-    }
-    wide |= {
-        "dy": rng.standard_normal((STEPS, BATCH, HIDDEN)),
-        "dstate": rng.standard_normal((1, BATCH, HIDDEN)),
-    }
-    narrow = {name: a.astype(np.float32) for name, a in wide.items()}
+    wide = draw(layer, rng.standard_normal)
+    narrow = {name: map_state(lambda a: a.astype(np.float32), a) for name, a in wide.items()}
     assert_same_bits(train(layer, **wide), train(layer, **narrow))
 
 
@@ -129,8 +142,12 @@ def test_one_array_as_several_arguments(backend, row, dtype, rng):
     """Inputs that overlap."""
     layer = enliven(make(row, backend, HIDDEN, HIDDEN, dtype=dtype), row, rng)
     memory = rng.standard_normal((STEPS + 1, BATCH, HIDDEN)).astype(dtype)
-    shared = {"x": memory[:-1], "dy": memory[1:], "state": memory[2:3], "dstate": memory[:1]}
-    apart = {name: a.copy() for name, a in shared.items()}
+    y, state = layer(memory)
+    outputs = y.shape[-1]
+    shared = {"x": memory[:-1], "dy": memory[1:, :, :outputs]}
+    shared |= {"state": map_state(lambda s: memory[2:3, :, : s.shape[-1]], state)}
+    shared |= {"dstate": map_state(lambda s: memory[:1, :, : s.shape[-1]], state)}
+    apart = {name: map_state(np.copy, a) for name, a in shared.items()}
     kept = memory.copy()
     assert_same_bits(train(layer, **shared), train(layer, **apart))
     assert np.array_equal(memory, kept)
@@ -139,5 +156,5 @@ def test_one_array_as_several_arguments(backend, row, dtype, rng):
 def test_a_broadcast_input(backend, row, dtype, rng):
     layer = enliven(make(row, backend, INPUTS, HIDDEN, dtype=dtype), row, rng)
     x = np.broadcast_to(rng.standard_normal((1, 1, INPUTS)).astype(dtype), (STEPS, BATCH, INPUTS))
-    dy = np.broadcast_to(dtype(1), (STEPS, BATCH, HIDDEN))
+    dy = np.broadcast_to(dtype(1), (STEPS, BATCH, row.output_size(HIDDEN)))
     assert_same_bits(train(layer, x, dy=dy), train(layer, x.copy(), dy=dy.copy()))

@@ -10,6 +10,7 @@ from helpers import (
     as_tuple,
     assert_close,
     assert_meaningful,
+    assert_same_bits,
     enliven,
     infer,
     make,
@@ -20,6 +21,7 @@ from helpers import (
     normal_like,
     pack,
     poison,
+    row_of,
     train,
     twin,
     using_isa,
@@ -59,33 +61,38 @@ def make_case(case, backend, dtype=np.float64):
 
 
 def draw_case(seed):
+    """Every row in turn, one time in 25 a wide one."""
     rng = np.random.default_rng(seed)
+    row = ROWS[seed % len(ROWS)]
 
     def pick(*values):
         return values[rng.integers(len(values))]
 
-    wide = seed % 26 == 25
+    wide = seed // len(ROWS) % 25 == 24
     layout = pick("time", "batch", "unbatched", "ragged")
-    steps = pick(1, 2, 7) if wide else pick(1, 2, 7, 50)
+    bias = pick(False, True)
+    # Without a bias, gates forget half of the memory in a step; and in one step most offsets see no input.
+    short = wide or (row.kept and not bias)
+    steps = pick(2 if row.cls == "TDNN" else 1, 2, 7, 7 if short else 50)
     batch = 1 if layout == "unbatched" else pick(1, 2, 5, 7, 33)
     lengths = None
     if layout == "ragged" or (layout != "unbatched" and rng.random() < 0.5):
         lengths = rng.integers(0, steps + 1, batch)
         lengths[rng.integers(batch)] = steps  # never all zero
     return Case(
-        row=ROWS[seed % len(ROWS)],
+        row=row,
         hidden_size=pick(255, 256, 257) if wide else int(rng.integers(1, 66)),
         input_size=int(rng.integers(1, 41)),
         num_layers=1 if wide else pick(1, 2, 3),
         bidirectional=pick(False, True),
-        bias=pick(False, True),
+        bias=bias,
         layout=layout,
         steps=steps,
         batch=batch,
         lengths=lengths,
         # Without an initial state, one step leaves the gradient of the recurrent weights at exactly zero.
         with_state=steps == 1 or pick(False, True),
-        loss=pick("dy", "dstate", "both"),
+        loss=pick("dy", "dstate", "both") if row.parts else "dy",
         threads=pick(1, 2, 3),
     )
 
@@ -139,7 +146,7 @@ def draw_meaningful(case, seed):
     return layer, data, want
 
 
-@pytest.mark.parametrize("seed", range(520))
+@pytest.mark.parametrize("seed", range(25 * len(ROWS)))
 def test_drawn_configuration(seed):
     case = draw_case(seed)
     layer, data, want = draw_meaningful(case, seed)
@@ -155,6 +162,7 @@ def test_drawn_configuration(seed):
         assert not want["grads.x"][~valid].any()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("sizes", [range(1, 33), range(33, 66), range(255, 258)], ids=str)
 def test_every_hidden_size(isa, row, sizes):
     """A vector's tail in hidden units, against every tail in inputs and batch rows."""
@@ -170,35 +178,58 @@ def test_every_hidden_size(isa, row, sizes):
 
 
 @functools.cache
-def threads_case(cell, steps, batch, input_size, hidden_size, num_layers, directions):
+def threads_case(row_id, steps, batch, input_size, hidden_size, num_layers, directions):
     """The reference's part of `test_threads`, once for all instruction sets and thread counts."""
-    row = next(row for row in ROWS if row.cell == cell)
     bidirectional = directions == 2
     sizes = (hidden_size, input_size, num_layers, bidirectional, True, "time", steps, batch)
-    return draw_meaningful(Case(row, *sizes, lengths=None, with_state=True, loss="both", threads=0), steps)
+    return draw_meaningful(Case(row_of(row_id), *sizes, lengths=None, with_state=True, loss="both", threads=0), steps)
 
 
+@pytest.mark.drawn(2, representatives=12)
 @pytest.mark.parametrize(
     "shape",  # T, B, I, H, L, D
     [(50, 33, 40, 65, 1, 1), (50, 1, 24, 257, 1, 1), (50, 5, 17, 40, 2, 2), (130, 64, 9, 24, 1, 2)],
     ids=str,
 )
 def test_threads(isa, row, threads, shape):
-    layer, data, want = threads_case(row.cell, *shape)
+    layer, data, want = threads_case(row.id, *shape)
     kernels = twin(layer, row, fastrnn, *shape[2:5], bidirectional=shape[5] == 2, dtype=np.float64)
     assert_close(train(kernels, **data), want, FORWARD64, GRADIENT64)
 
 
+@pytest.mark.parametrize("projection", [0, 1, 10, 86])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_more_threads_than_vectors_of_outputs(isa, dtype, batch, projection, rng):
+    """Workers that have no part of the last product of a step."""
+    options = {"dtype": dtype, "seed": 1, "proj_size": projection}
+    kernels, exact = (backend.LSTM(24, 130, **options) for backend in (fastrnn, reference))
+    x = normal(rng, (20, batch, 24), dtype)
+    y, state = kernels(x)
+    data = {"x": x, "dy": normal_like(rng, y), "dstate": normal_like(rng, state)}
+    want = train(exact, **data)
+    limits = (FORWARD64, GRADIENT64) if dtype == np.float64 else (FORWARD32, GRADIENT32)
+    for n in (3, 4, 8):
+        with using_threads(n):
+            assert_close(train(kernels, **data), want, *limits, note=f"{n} threads")
+
+
+@pytest.mark.drawn(2, representatives=8)
 @pytest.mark.parametrize(
     "shape",  # T, B, I, H, L, D
     [(128, 5, 24, 48, 1, 1), (128, 33, 31, 17, 1, 2), (128, 1, 64, 256, 1, 1), (40, 7, 13, 65, 3, 1)],
     ids=str,
 )
 def test_float32_is_near_float64(isa, row, shape, rng):
-    """With default initial parameters, as float32 values in both."""
+    """With default initial parameters, as float32 values in both.
+
+    With these, the sums of cells that forget nothing run to 50 or more, whose rounding alone, 3e-6, shifts tanh(c) by
+    as much, in any float32 arithmetic: those have parameters that keep c small.
+    """
     steps, batch, input_size, hidden_size, num_layers, directions = shape
     sizes = (input_size, hidden_size, num_layers)
     kernels = make(row, fastrnn, *sizes, bidirectional=directions == 2, dtype=np.float32, seed=1)
+    if not row.forgets:
+        enliven(kernels, row, rng)
     exact = twin(kernels, row, reference, *sizes, bidirectional=directions == 2, dtype=np.float64)
     x = normal(rng, (steps, batch, input_size), np.float32)
     y, state = kernels(x)
@@ -215,6 +246,7 @@ def test_float32_is_near_float64(isa, row, shape, rng):
     assert_close(got, want, FORWARD32, GRADIENT32)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("steps", "batch"), [(0, 3), (0, 1), (4, 0), (0, 0)])
 @pytest.mark.parametrize("layout", ["time", "batch"])
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -223,9 +255,9 @@ def test_nothing_to_do(backend, row, layout, bidirectional, steps, batch, rng):
     directions = 1 + bidirectional
     case = Case(row, 7, 5, 2, bidirectional, True, layout, steps, batch, None, True, "both", 1)
     layer = enliven(make_case(case, backend), row, rng)
-    x, y = ((batch, steps, n) if layout == "batch" else (steps, batch, n) for n in (5, 7 * directions))
+    x, y = ((batch, steps, n) if layout == "batch" else (steps, batch, n) for n in (5, row.output_size(7) * directions))
     state, dstate = (normal_like(rng, layer(np.empty(x))[1]) for _ in range(2))
-    assert all(s.shape == (2 * directions, batch, 7) for s in as_tuple(state))
+    assert tuple(s.shape for s in as_tuple(state)) == row.state_shapes(2 * directions, batch, 7)
     for name in _core.isas():
         with using_isa(name):
             got = train(layer, np.empty(x), state, dy=np.empty(y), dstate=dstate)
@@ -251,6 +283,7 @@ def test_all_lengths_zero(backend, row, steps, rng):
         assert all(np.array_equal(got[f"state[{i}]"], s) for i, s in enumerate(as_tuple(state)))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("with_dy", [False, True])
 @pytest.mark.parametrize("with_dstate", [False, True])
 def test_none_is_a_gradient_of_zeros(backend, row, with_dy, with_dstate, rng):
@@ -268,6 +301,21 @@ def test_none_is_a_gradient_of_zeros(backend, row, with_dy, with_dstate, rng):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.cls == "LSTM"], ids=lambda row: row.id)
+@pytest.mark.parametrize("given", [(True, False), (False, True), (False, False)], ids=["dh", "dc", "neither"])
+@pytest.mark.drawn(1)
+def test_each_half_of_dstate_may_be_none(backend, row, given, rng):
+    layer = enliven(make(row, backend, 3, 5, 2, bidirectional=True, dtype=np.float64), row, rng)
+    y, state, tape = layer.forward(normal(rng, (6, 4, 3)))
+    dy, dstate = normal_like(rng, y), normal_like(rng, state)
+    got = layer.backward(tape, dy, tuple(s if one else None for s, one in zip(dstate, given, strict=True)))
+    want = layer.backward(tape, dy, tuple(s * one for s, one in zip(dstate, given, strict=True)))
+    assert_same_bits(
+        *({"x": g.x, "h": g.state[0], "c": g.state[1], **g.params} for g in (got, want)),
+    )
+
+
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_inputs(isa, dtype, row, value, rng):
     """The kernels give NaN, +Inf and -Inf exactly where the reference does; other sequences are untouched."""
@@ -282,5 +330,6 @@ def test_non_finite_inputs(isa, dtype, row, value, rng):
     for kind in (np.isnan, np.isposinf, np.isneginf):
         assert np.array_equal(kind(got), kind(want))
     assert np.array_equal(np.delete(got, 3, axis=1), np.delete(plain, 3, axis=1))
-    assert np.array_equal(got[:2, 3], plain[:2, 3])
-    assert not np.array_equal(got[2:, 3], plain[2:, 3])
+    first = 2 - max(row.options.get("context", (0,)))  # the first step that sees it
+    assert np.array_equal(got[:first, 3], plain[:first, 3])
+    assert not np.array_equal(got[first:, 3], plain[first:, 3])

@@ -1,10 +1,25 @@
 """The suite's own comparisons: each refuses what it is there to refuse."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from helpers import ROWS, assert_close, assert_meaningful, assert_same_bits, poison
+from helpers import (
+    REPRESENTATIVES,
+    ROWS,
+    assert_close,
+    assert_meaningful,
+    assert_same_bits,
+    drawn,
+    enliven,
+    make,
+    normal,
+    normal_like,
+    numbered,
+    poison,
+)
 
-from fastrnn import _core
+from fastrnn import _core, reference
 
 GOOD = np.array([[1.0, -2.0], [0.5, 3.0]])
 
@@ -51,3 +66,37 @@ def test_one_bit_is_a_difference():
 
 def test_every_cell_of_the_c_table_has_a_row():
     assert {row.cell for row in ROWS} == set(_core.cells())
+    assert len({row.id for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", REPRESENTATIVES, ids=lambda row: row.id)
+def test_enlivened_layers_stay_alive(row, rng):
+    """States, gates and gradients over fifty steps: none is saturated for good, or gone."""
+    layer = enliven(make(row, reference, 11, 24, 2, dtype=np.float64), row, rng)
+    y, state, tape = layer.forward(normal(rng, (50, 4, 11)))
+    grads = layer.backward(tape, dstate=normal_like(rng, state)) if row.parts else layer.backward(tape, y)
+    assert_meaningful({"x": grads.x, **numbered("state", grads.state), **grads.params})
+    for record in (getattr(tape, name) for name in row.records):
+        for a in record:
+            assert np.median(a.std(axis=0)) > 0.01  # they change in time
+            assert np.median(np.abs(a)) < 5
+
+
+@pytest.mark.parametrize("others", [0, 1, 2, 100])
+def test_what_is_drawn(others):
+    """The same every time; all of it with the representatives, and as much as is asked for with every other row."""
+
+    class Item:
+        def __init__(self, row, number):
+            self.nodeid, self.row = f"file::test[{row.id}-{number}]", row
+            self.callspec = SimpleNamespace(params={"row": row, "number": number})
+
+        def get_closest_marker(self, name):
+            return pytest.mark.drawn(others).mark
+
+    items = [Item(row, number) for row in ROWS for number in range(5)]
+    chosen = drawn(items)
+    assert chosen == drawn(items[::-1])
+    for row in ROWS:
+        count = sum(item.row is row for item in chosen)
+        assert count == (5 if row in REPRESENTATIVES else min(others, 5))

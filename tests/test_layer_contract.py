@@ -1,6 +1,7 @@
 """A layer's names, shapes, dtypes, initial values, state and parameters, in both backends."""
 
 import numpy as np
+import oracles
 import pytest
 from helpers import (
     as_tuple,
@@ -8,13 +9,14 @@ from helpers import (
     assert_meaningful,
     assert_same_bits,
     differing_bits,
-    elman,
     enliven,
     infer,
     make,
     map_state,
+    mask_of,
     normal,
     normal_like,
+    steps_of,
     train,
     twin,
 )
@@ -22,26 +24,36 @@ from helpers import (
 import fastrnn
 from fastrnn import reference
 
+pytestmark = pytest.mark.drawn(1)
+
 STEPS, BATCH, INPUTS, HIDDEN = 6, 4, 5, 7
 
 
 def expected_parameters(row, num_layers, directions, bias):
-    shapes = {}
+    """By name, in any order."""
+    shapes, rows, outputs = {}, row.gates * HIDDEN, row.output_size(HIDDEN)
     for layer in range(num_layers):
-        inputs = INPUTS if layer == 0 else directions * HIDDEN
-        for suffix in ("", "_reverse")[:directions]:
-            shapes[f"weight_ih_l{layer}{suffix}"] = (row.gates * HIDDEN, inputs)
-            shapes[f"weight_hh_l{layer}{suffix}"] = (row.gates * HIDDEN, HIDDEN)
-            if bias:
-                shapes[f"bias_ih_l{layer}{suffix}"] = (row.gates * HIDDEN,)
-                shapes[f"bias_hh_l{layer}{suffix}"] = (row.gates * HIDDEN,)
+        inputs = INPUTS if layer == 0 else directions * outputs
+        for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:directions]:
+            if row.cls == "TDNN":
+                layer_shapes = {"weight": (HIDDEN, len(row.options["context"]), inputs), "bias": (HIDDEN,)}
+            else:
+                layer_shapes = {"weight_ih": (rows, inputs), "bias_ih": (rows,)}
+            if row.cls in ("RNN", "LSTM", "GRU"):
+                layer_shapes |= {"weight_hh": (rows, outputs), "bias_hh": (rows,)}
+            if row.projected:
+                layer_shapes["weight_hr"] = (outputs, HIDDEN)
+            if row.options.get("peephole"):
+                layer_shapes["weight_peep"] = (3 * HIDDEN,)
+            shapes |= {name + suffix: dims for name, dims in layer_shapes.items() if bias or "bias" not in name}
     return shapes
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_parameters_have_torchs_names_and_shapes(backend, row, dtype, num_layers, bidirectional, bias, rng):
+def test_parameters_have_the_contracts_names_and_shapes(backend, row, dtype, num_layers, bidirectional, bias, rng):
     options = {"bias": bias, "bidirectional": bidirectional, "dtype": dtype}
     layer = make(row, backend, INPUTS, HIDDEN, num_layers, **options)
     want = expected_parameters(row, num_layers, 1 + bidirectional, bias)
@@ -51,6 +63,7 @@ def test_parameters_have_torchs_names_and_shapes(backend, row, dtype, num_layers
         assert all(type(a) is np.ndarray and a.dtype == dtype for a in arrays.values())
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("layout", ["time", "batch", "ragged"])
@@ -60,18 +73,32 @@ def test_shapes_and_dtypes(backend, row, dtype, bidirectional, num_layers, layou
     lengths = [2, 0, 6, 1] if layout == "ragged" else None
     leading = {"time": (STEPS, BATCH), "batch": (BATCH, STEPS), "ragged": (9,)}[layout]
     x = normal(rng, (*leading, INPUTS), dtype)
-    dy = np.ones((*leading, (1 + bidirectional) * HIDDEN), dtype)
-    state_shape = (num_layers * (1 + bidirectional), BATCH, HIDDEN)
+    dy = np.ones((*leading, (1 + bidirectional) * row.output_size(HIDDEN)), dtype)
+    state_shapes = row.state_shapes(num_layers * (1 + bidirectional), BATCH, HIDDEN)
     results = train(layer, x, lengths=lengths, dy=dy)
     assert results["y"].shape == dy.shape
     assert results["grads.x"].shape == x.shape
-    assert results["state[0]"].shape == results["grads.state[0]"].shape == state_shape
+    for i, state_shape in enumerate(state_shapes):
+        assert results[f"state[{i}]"].shape == results[f"grads.state[{i}]"].shape == state_shape
     assert all(a.dtype == dtype for a in results.values())
     for call in (layer, layer.frozen()):
         y, state = call(x, lengths=lengths)
         assert y.shape == dy.shape
         assert y.dtype == dtype
-        assert all(s.shape == state_shape and s.dtype == dtype for s in as_tuple(state))
+        assert tuple(s.shape for s in as_tuple(state)) == state_shapes
+        assert all(s.dtype == dtype for s in as_tuple(state))
+
+
+def test_the_form_of_the_state(backend, row):
+    """One array, the pair (h, c), or None: from a call, from forward, and as a gradient."""
+    layer = make(row, backend, INPUTS, HIDDEN)
+    x = np.zeros((STEPS, BATCH, INPUTS))
+    _, state, tape = layer.forward(x)
+    states = [state, layer(x)[1], layer.frozen()(x)[1], layer.backward(tape, dstate=state).state]
+    states += [step(x[0])[1] for step in steps_of(row, layer)]
+    form = {0: type(None), 1: np.ndarray, 2: tuple}[len(row.parts)]
+    assert [type(s) for s in states] == [form] * len(states)
+    assert all(len(as_tuple(s)) == len(row.parts) for s in states)
 
 
 def test_one_unbatched_sequence(backend, row, rng):
@@ -79,60 +106,71 @@ def test_one_unbatched_sequence(backend, row, rng):
     x = normal(rng, (STEPS, INPUTS))
     y, state, tape = layer.forward(x)
     grads = layer.backward(tape, np.ones_like(y), normal_like(rng, state))
-    assert y.shape == (STEPS, 2 * HIDDEN)
+    assert y.shape == (STEPS, 2 * row.output_size(HIDDEN))
     assert grads.x.shape == x.shape
     assert map_state(np.shape, grads.state) == map_state(np.shape, state)
-    again, state = layer(x, state)  # the returned state is one that is taken
+    again, _ = layer(x, state)  # the returned state is one that is taken
     assert again.shape == y.shape
-    assert not np.array_equal(again, y)
+    assert np.array_equal(again, y) == (state is None)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_step_shapes(backend, row, dtype, batch, rng):
     layer = make(row, backend, INPUTS, HIDDEN, 2, dtype=dtype)
     x_t = normal(rng, (batch, INPUTS), dtype)
-    for step in (layer.step, layer.frozen().step):
+    for step in steps_of(row, layer):
         state = None
         for _ in range(2):
             y_t, state = step(x_t, state)
-            assert y_t.shape == (batch, HIDDEN)
+            assert y_t.shape == (batch, row.output_size(HIDDEN))
             assert y_t.dtype == dtype
-            assert all(s.shape == (2, batch, HIDDEN) and s.dtype == dtype for s in as_tuple(state))
+            assert tuple(s.shape for s in as_tuple(state)) == row.state_shapes(2, batch, HIDDEN)
+            assert all(s.dtype == dtype for s in as_tuple(state))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_equation(backend, row, bidirectional, bias, rng):
     """Against an implementation that is nothing but the equation: names and orientation of all its terms."""
-    if row.cls != "RNN":
-        pytest.skip("the oracle is an Elman network")
     layer = make(row, backend, INPUTS, HIDDEN, 2, bidirectional=bidirectional, bias=bias, dtype=np.float64)
     enliven(layer, row, rng)
     x = normal(rng, (STEPS, BATCH, INPUTS))
     state = normal_like(rng, layer(x)[1])
     lengths = [6, 0, 3, 5]
-    y, end, _ = elman(x, layer.params, state, lengths, row.options["nonlinearity"])
+    want = oracles.run(row.cls, row.options_for(HIDDEN), layer.params, x, as_tuple(state), lengths).results
+    assert_meaningful(want, mask_of(lengths, STEPS))
     # 20 terms at most in a sum, two layers of six steps: a hundred rounding units are ample.
-    assert_close(infer(layer, x, state, lengths), {"y": y, "state[0]": end}, forward=1e-14, gradient=0)
+    assert_close(infer(layer, x, state, lengths), want, forward=1e-14, gradient=0)
 
 
 def test_defaults(backend, row):
     layer = make(row, backend, INPUTS, HIDDEN)
     assert layer.params.keys() == expected_parameters(row, 1, 1, bias=True).keys()
-    assert layer(np.zeros((STEPS, BATCH, INPUTS)))[0].shape == (STEPS, BATCH, HIDDEN)
+    assert layer(np.zeros((STEPS, BATCH, INPUTS)))[0].shape == (STEPS, BATCH, row.output_size(HIDDEN))
     assert all(p.dtype == np.float32 for p in layer.params.values())
 
 
-def test_the_default_nonlinearity_is_tanh(backend):
-    layer, other = (
-        backend.RNN(INPUTS, HIDDEN, seed=1),
-        backend.RNN(INPUTS, HIDDEN, seed=1, nonlinearity="tanh"),
-    )
-    x = np.ones((STEPS, BATCH, INPUTS), np.float32)
-    assert differing_bits(layer(x)[0], other(x)[0]) == 0
-    assert not np.array_equal(layer(x)[0], backend.RNN(INPUTS, HIDDEN, seed=1, nonlinearity="relu")(x)[0])
+DEFAULTS = [
+    ("RNN", {"nonlinearity": "tanh"}),
+    ("LSTM", {"proj_size": 0, "peephole": False, "forget_gate": True, "coupled": False}),
+    ("GRU", {"reset_after": True}),
+    ("CEC", {"nonlinearity": "tanh", "readout": "identity"}),
+    ("TDNN", {"context": (-2, -1, 0, 1, 2), "nonlinearity": "relu"}),
+]
 
 
+@pytest.mark.parametrize(("cls", "options"), DEFAULTS, ids=[cls for cls, _ in DEFAULTS])
+def test_the_defaults_of_own_options(backend, cls, options, rng):
+    x = normal(rng, (STEPS, BATCH, INPUTS))
+    results = []
+    for given in ({}, options):
+        layer = getattr(backend, cls)(INPUTS, HIDDEN, seed=1, **given)
+        results.append({**layer.params, **infer(layer, x)})
+    assert_same_bits(*results)
+
+
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("dtype", ["float32", "float64", np.dtype("float64"), np.float32])
 def test_dtype_is_anything_numpy_takes(backend, row, dtype):
     layer = make(row, backend, INPUTS, HIDDEN, dtype=dtype)
@@ -142,6 +180,7 @@ def test_dtype_is_anything_numpy_takes(backend, row, dtype):
 # ---- Initial values. ----
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("inputs", [8, 400])
 def test_initial_values_fill_the_range(backend, row, dtype, inputs):
     """U(-1/sqrt(H), 1/sqrt(H)) for all, biases too, and whatever the input size."""
@@ -187,7 +226,7 @@ def test_a_change_in_place_is_seen_by_the_next_call(backend, row, dtype, rng):
     layer = enliven(make(row, backend, INPUTS, HIDDEN, 2, bidirectional=True, dtype=dtype), row, rng)
     data = {
         "x": normal(rng, (STEPS, BATCH, INPUTS), dtype),
-        "dy": normal(rng, (STEPS, BATCH, 2 * HIDDEN), dtype),
+        "dy": normal(rng, (STEPS, BATCH, 2 * row.output_size(HIDDEN)), dtype),
     }
     x_t = data["x"][0]
     stepper = enliven(make(row, backend, INPUTS, HIDDEN, dtype=dtype), row, rng)
@@ -199,7 +238,7 @@ def test_a_change_in_place_is_seen_by_the_next_call(backend, row, dtype, rng):
         assert differing_bits(layer(data["x"])[0], after["y"]) == 0, name
         fresh = twin(layer, row, backend, INPUTS, HIDDEN, 2, bidirectional=True, dtype=dtype)
         assert_same_bits(train(fresh, **data), after, note=name)
-    for name in stepper.params:
+    for name in stepper.params if steps_of(row, stepper) else ():
         state = normal_like(rng, stepper.step(x_t)[1])
         before = stepper.step(x_t, state)[0]
         stepper.params[name][...] *= dtype(1.5)
@@ -241,24 +280,25 @@ def test_no_state_is_a_state_of_zeros(backend, row, dtype, rng):
     layer = enliven(make(row, backend, INPUTS, HIDDEN, 2, dtype=dtype), row, rng)
     x = normal(rng, (STEPS, BATCH, INPUTS), dtype)
     zeros = map_state(np.zeros_like, layer(x)[1])
-    dy = normal(rng, (STEPS, BATCH, HIDDEN), dtype)
+    dy = normal(rng, (STEPS, BATCH, row.output_size(HIDDEN)), dtype)
     assert_same_bits(train(layer, x, dy=dy), train(layer, x, zeros, dy=dy))
-    assert differing_bits(layer.step(x[0])[0], layer.step(x[0], zeros)[0]) == 0
+    for step in steps_of(row, layer):
+        assert differing_bits(step(x[0])[0], step(x[0], zeros)[0]) == 0
 
 
 def test_every_layer_and_direction_uses_its_own_state(backend, row, rng):
-    """Row l*D + d of the state is the start of layer l, direction d."""
+    """Row l*D + d of the state is the start of layer l, direction d, and so for each array of the state alone."""
     layer = enliven(make(row, backend, INPUTS, HIDDEN, 2, bidirectional=True, dtype=np.float64), row, rng)
     x = normal(rng, (1, BATCH, INPUTS))
     _, state = layer(x)
     start = map_state(np.abs, normal_like(rng, state))  # above zero, so that rectifiers stay awake
     _, end = layer(x, start)
-    for k, expected in enumerate([{0, 2, 3}, {1, 2, 3}, {2}, {3}]):
-        other = map_state(np.copy, start)
-        for s in as_tuple(other):
-            s[k] += 1
-        changed = as_tuple(layer(x, other)[1])[0] != as_tuple(end)[0]
-        assert {i for i in range(4) if changed[i].any()} == expected
+    for part in range(len(row.parts)):
+        for k, expected in enumerate([{0, 2, 3}, {1, 2, 3}, {2}, {3}]):
+            other = map_state(np.copy, start)
+            as_tuple(other)[part][k] += 1
+            changed = as_tuple(layer(x, other)[1])[0] != as_tuple(end)[0]
+            assert {i for i in range(4) if changed[i].any()} == expected
 
 
 def test_outputs_are_new_arrays(backend, row, rng):
@@ -296,6 +336,6 @@ def test_an_empty_batch_takes_no_time_however_long(row):
     layer = make(row, fastrnn, 3, 4)
     y, _, tape = layer.forward(np.empty((2**50, 0, 3), np.float32))
     grads = layer.backward(tape)
-    assert y.shape == (2**50, 0, 4)
+    assert y.shape == (2**50, 0, row.output_size(4))
     assert grads.x.shape == (2**50, 0, 3)
     assert not any(gradient.any() for gradient in grads.params.values())

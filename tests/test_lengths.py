@@ -20,6 +20,8 @@ from helpers import (
     train,
 )
 
+pytestmark = pytest.mark.drawn(2)
+
 STEPS, INPUTS, HIDDEN = 7, 3, 5
 LENGTHS = np.array([2, 0, 7, 1, 5, 0, 7])
 BATCH = len(LENGTHS)
@@ -76,18 +78,19 @@ def test_each_sequence_as_if_alone(layer, data):
     assert_close({name: whole[name] for name in params}, params, **SAME64)
 
 
-def test_the_final_state_is_the_one_after_the_last_step(layer, data, bidirectional):
+def test_the_final_state_is_the_one_after_the_last_step(layer, row, data, bidirectional):
     """Forward: after step length - 1. Reverse: after step 0. Length 0: the initial state."""
-    y, end = layer(data["x"], data["state"], lengths=LENGTHS)
-    start, end = as_tuple(data["state"])[0], as_tuple(end)[0]
+    _, ends, tape = layer.forward(data["x"], data["state"], lengths=LENGTHS)
     directions = 1 + bidirectional
-    for j, n in enumerate(LENGTHS):
-        if n == 0:
-            assert differing_bits(end[:, j], start[:, j]) == 0
-        else:
-            assert differing_bits(end[-directions, j], y[n - 1, j, :HIDDEN]) == 0
-            if bidirectional:
-                assert differing_bits(end[-1, j], y[0, j, HIDDEN:]) == 0
+    for part, start, end in zip(row.parts, as_tuple(data["state"]), as_tuple(ends), strict=True):
+        by_direction = np.split(getattr(tape, part)[-1], directions, axis=-1)
+        for j, n in enumerate(LENGTHS):
+            if n == 0:
+                assert differing_bits(end[:, j], start[:, j]) == 0
+            else:
+                assert differing_bits(end[-directions, j], by_direction[0][n - 1, j]) == 0
+                if bidirectional:
+                    assert differing_bits(end[-1, j], by_direction[1][0, j]) == 0
 
 
 def test_a_sequence_of_length_zero_passes_its_state_gradient_on(layer, data):
@@ -102,16 +105,16 @@ def test_the_reverse_direction_is_the_forward_one_on_reversed_sequences(backend,
     for name, p in forward.params.items():
         p[...] = both.params[f"{name}_reverse"]
     x = normal(rng, (STEPS, BATCH, INPUTS))
-    y, end = both(x, lengths=LENGTHS)
+    got = infer(both, x, lengths=LENGTHS)
     turned = x.copy()
     for j, n in enumerate(LENGTHS):
         turned[:n, j] = x[:n, j][::-1]
-    want, state = forward(turned, lengths=LENGTHS)
-    assert_meaningful({"y": want}, MASK)
+    want = infer(forward, turned, lengths=LENGTHS)
+    assert_meaningful(want, MASK)
     for j, n in enumerate(LENGTHS):
-        want[:n, j] = want[:n, j][::-1].copy()
-    got = {"y": y[..., HIDDEN:], "state": as_tuple(end)[0][1]}
-    assert_close(got, {"y": want, "state": as_tuple(state)[0][0]}, **SAME64)
+        want["y"][:n, j] = want["y"][:n, j][::-1].copy()
+    got = {name: a[..., -want["y"].shape[-1] :] if name == "y" else a[1:] for name, a in got.items()}
+    assert_close(got, want, **SAME64)
 
 
 def test_ragged_is_padded_without_the_padding(layer, data):

@@ -62,9 +62,18 @@ def test_instances(row):
         assert parameters(getattr(ours.frozen(), method)) == parameters(getattr(theirs.frozen(), method))
     x = np.ones((5, 2, 3))
     (_, _, tape), (_, _, other) = ours.forward(x), theirs.forward(x)
-    assert hasattr(tape, "h")
-    assert hasattr(other, "h")
+    for name in ("h", "c", "gates"):
+        assert hasattr(tape, name) == hasattr(other, name) == (name in row.records)
     assert public(ours.backward(tape)) == public(theirs.backward(other)) >= {"x", "state", "params"}
+
+
+OWN_OPTIONS = {
+    "RNN": {"nonlinearity": "tanh"},
+    "LSTM": {"proj_size": 0, "peephole": False, "forget_gate": True, "coupled": False},
+    "GRU": {"reset_after": True},
+    "CEC": {"nonlinearity": "tanh", "readout": "identity"},
+    "TDNN": {"context": (-2, -1, 0, 1, 2), "nonlinearity": "relu"},
+}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -80,7 +89,7 @@ def test_the_constructor_is_the_contracts(name):
         "bidirectional": False,
         "dtype": np.float32,
         "seed": None,
-    }
+    } | OWN_OPTIONS[name]
     assert {key: common[key].default for key in expected} == expected
     positional = [key for key, p in common.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional == ["input_size", "hidden_size", "num_layers"]

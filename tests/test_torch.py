@@ -1,36 +1,53 @@
-"""Against PyTorch: all layers, directions, biases, layouts, packings; long runs; NaN and infinities."""
+"""Against PyTorch: layers, directions, biases, projections, layouts, packings; long runs; NaN and infinities."""
 
 import itertools
 
 import numpy as np
 import pytest
-from helpers import assert_meaningful, mask_of, meaningful_part, train
+from helpers import as_tuple, assert_close, assert_meaningful, map_state, mask_of, meaningful_part, row_of, train
 
 import fastrnn
 
 torch = pytest.importorskip("torch")
 
+# What it says once in a process.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 RTOL, ATOL = 1e-5, 1e-6
 STEPS, BATCH, INPUTS, HIDDEN = 11, 5, 6, 9
 LENGTHS = np.array([4, 11, 1, 7, 11])
 
-COMBINATIONS = list(
-    itertools.product(["tanh", "relu"], [1, 2, 3], [False, True], [False, True], [False, True], [False, True])
-)
+KINDS = [
+    ("RNN", {"nonlinearity": "tanh"}),
+    ("RNN", {"nonlinearity": "relu"}),
+    ("LSTM", {}),
+    ("LSTM", {"proj_size": 4}),
+    ("GRU", {}),
+]
+KIND_IDS = ["rnn_tanh", "rnn_relu", "lstm", "lstm_projected", "gru"]
+FLAGS = [False, True]
+
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
-def pair(nonlinearity, *sizes, dtype=torch.float32, **options):
+@pytest.fixture(params=KINDS, ids=KIND_IDS)
+def kind(request):
+    return request.param
+
+
+def pair(kind, *sizes, dtype=torch.float32, **options):
     """The same layer twice: PyTorch's, with its own initial values, and ours with those loaded."""
     torch.manual_seed(0)
-    theirs = torch.nn.RNN(*sizes, nonlinearity=nonlinearity, dtype=dtype, **options)
-    ours = fastrnn.RNN(*sizes, nonlinearity=nonlinearity, dtype=str(dtype).removeprefix("torch."), **options)
+    cls, own = kind
+    theirs = getattr(torch.nn, cls)(*sizes, dtype=dtype, **own, **options)
+    ours = getattr(fastrnn, cls)(*sizes, dtype=str(dtype).removeprefix("torch."), **own, **options)
     ours.load_state_dict({name: p.detach().numpy() for name, p in theirs.named_parameters()})
     return ours, theirs
 
 
 def train_torch(module, x, state, dy, dstate, lengths):
     """Outputs and gradients by PyTorch, named as `helpers.train` names them."""
-    x, state = (torch.tensor(a, requires_grad=True) for a in (x, state))
+    x, state = (map_state(lambda a: torch.tensor(a, requires_grad=True), a) for a in (x, state))
     if lengths is None:
         y, end = module(x, state)
     else:
@@ -39,44 +56,55 @@ def train_torch(module, x, state, dy, dstate, lengths):
         packed = rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False, **options)
         packed, end = module(packed, state)
         y, _ = rnn.pad_packed_sequence(packed, total_length=x.shape[1 if module.batch_first else 0], **options)
-    ((y * torch.tensor(dy)).sum() + (end * torch.tensor(dstate)).sum()).backward()
-    results = {"y": y, "state[0]": end, "grads.x": x.grad, "grads.state[0]": state.grad}
+    ends = zip(as_tuple(end), as_tuple(dstate), strict=True)
+    ((y * torch.tensor(dy)).sum() + sum((s * torch.tensor(ds)).sum() for s, ds in ends)).backward()
+    results = {"y": y, "grads.x": x.grad}
+    results |= {f"state[{i}]": s for i, s in enumerate(as_tuple(end))}
+    results |= {f"grads.state[{i}]": s.grad for i, s in enumerate(as_tuple(state))}
     results |= {f"grads.{name}": p.grad for name, p in module.named_parameters()}
     return {name: a.detach().numpy() for name, a in results.items()}
 
 
-@pytest.mark.parametrize(("nonlinearity", "num_layers", "bidirectional", "bias", "batch_first", "packed"), COMBINATIONS)
-def test_rnn(nonlinearity, num_layers, bidirectional, bias, batch_first, packed, rng):
+@both_dtypes
+@pytest.mark.parametrize(
+    ("num_layers", "bidirectional", "bias", "batch_first", "packed"), list(itertools.product([1, 2], *[FLAGS] * 4))
+)
+def test_every_combination(kind, dtype, num_layers, bidirectional, bias, batch_first, packed, rng):
     options = {"bidirectional": bidirectional, "bias": bias, "batch_first": batch_first}
-    ours, theirs = pair(nonlinearity, INPUTS, HIDDEN, num_layers, **options)
-    directions = 1 + bidirectional
+    ours, theirs = pair(kind, INPUTS, HIDDEN, num_layers, dtype=dtype, **options)
+    precision = next(iter(ours.params.values())).dtype
 
     def normal(*dims):
-        a = rng.standard_normal(dims).astype(np.float32)
-        return a.swapaxes(0, 1) if batch_first and dims[0] == STEPS else a
+        return rng.standard_normal(dims).astype(precision)
 
-    state = normal(num_layers * directions, BATCH, HIDDEN)
+    def in_steps(*dims):
+        return normal(BATCH, STEPS, *dims) if batch_first else normal(STEPS, BATCH, *dims)
+
+    x = in_steps(INPUTS)
+    y, like = ours(x)
+    state = map_state(lambda s: normal(*s.shape), like)
     # A mean over the steps, as a training loss is: gradients of the size that the tolerances are meant for.
-    dy = normal(STEPS, BATCH, directions * HIDDEN) / np.float32(STEPS * BATCH)
-    dstate = normal(num_layers * directions, BATCH, HIDDEN) / np.float32(BATCH)
+    dy = in_steps(y.shape[-1]) / precision.type(STEPS * BATCH)
+    dstate = map_state(lambda s: normal(*s.shape) / precision.type(BATCH), like)
     lengths = LENGTHS if packed else None
-    x = normal(STEPS, BATCH, INPUTS)
 
     want = train_torch(theirs, x, state, dy, dstate, lengths)
     mask = mask_of(LENGTHS if packed else [STEPS] * BATCH, STEPS)
     assert_meaningful(meaningful_part(want, mask.T if batch_first else mask))
     got = train(ours, x, state, lengths, dy, dstate)
     assert got.keys() == want.keys()
+    if dtype == torch.float64:
+        assert_close(got, want, forward=1e-12, gradient=1e-12)
     for name, expected in want.items():
+        assert got[name].dtype == precision
         assert np.allclose(got[name], expected, rtol=RTOL, atol=ATOL), name
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_no_less_accurate_over_long_sequences(nonlinearity, rng):
+def test_no_less_accurate_over_long_sequences(kind, rng):
     """At T = 1024 in float32, at most twice PyTorch's own distance from float64."""
-    ours, theirs = pair(nonlinearity, 32, 64)
+    ours, theirs = pair(kind, 32, 64)
     x = rng.standard_normal((1024, 4, 32)).astype(np.float32)
-    exact = fastrnn.reference.RNN(32, 64, nonlinearity=nonlinearity, dtype=np.float64)
+    exact = getattr(fastrnn.reference, kind[0])(32, 64, dtype=np.float64, **kind[1])
     exact.load_state_dict(ours.state_dict())
     want = exact(x)[0]
     assert_meaningful({"y": want})
@@ -86,34 +114,52 @@ def test_no_less_accurate_over_long_sequences(nonlinearity, rng):
     assert np.abs(ours(x)[0] - want).max() <= limit
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@both_dtypes
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_non_finite_values(isa, nonlinearity, dtype, value, rng):
-    """In an input, in the state, and in each parameter: the same class of result, everywhere."""
-    ours, theirs = pair(nonlinearity, 5, 19, dtype=dtype)
+def test_non_finite_values(isa, kind, dtype, value, rng):
+    """In an input, in each state, and in each parameter: the same class of result, everywhere."""
+    ours, theirs = pair(kind, 5, 19, dtype=dtype)
     x = rng.standard_normal((6, 7, 5)).astype(next(iter(ours.params.values())).dtype)
-    state = rng.standard_normal((1, 7, 19)).astype(x.dtype)
+    state = map_state(lambda s: rng.standard_normal(s.shape).astype(x.dtype), ours(x)[1])
 
     def check():
         with torch.no_grad():
-            want = theirs(torch.tensor(x), torch.tensor(state))[0].numpy()
-        got = ours(x, state)[0]
-        for kind in (np.isnan, np.isposinf, np.isneginf):
-            assert np.array_equal(kind(got), kind(want))
-        return np.isfinite(want).all()
+            y, end = theirs(torch.tensor(x), map_state(torch.tensor, state))
+        ours_y, ours_end = ours(x, state)
+        for got, want in zip((ours_y, *as_tuple(ours_end)), (y, *as_tuple(end)), strict=True):
+            for of_that_class in (np.isnan, np.isposinf, np.isneginf):
+                assert np.array_equal(of_that_class(got), of_that_class(want.numpy()))
+        return bool(torch.isfinite(y).all())
 
-    for a in (x, state):
+    for a in (x, *as_tuple(state)):
         kept, a[0, 3, 2] = a[0, 3, 2], value
         check()
         a[0, 3, 2] = kept
     for name, p in theirs.named_parameters():
         mine = ours.params[name].reshape(-1)
-        kept, mine[3] = mine[3], value
-        with torch.no_grad():
-            p.view(-1)[3] = value
-        check()
-        mine[3] = kept
-        with torch.no_grad():
-            p.view(-1)[3] = float(kept)
+        for place in (3, mine.size // 2, mine.size - 1):  # of different gates
+            kept, mine[place] = mine[place], value
+            with torch.no_grad():
+                p.view(-1)[place] = value
+            check()
+            mine[place] = kept
+            with torch.no_grad():
+                p.view(-1)[place] = float(kept)
     assert check()
+
+
+def test_saturated_gates():
+    """Inputs that drive the gates hard into saturation, and gradients that must not be NaN for it."""
+    for name in ("lstm", "gru"):
+        row = row_of(name)
+        ours, theirs = pair((row.cls, {}), 3, 5)
+        x = np.full((40, 2, 3), 1e3, np.float32)
+        x[::3] *= -1
+        y, state = ours(x)
+        dy, dstate = np.ones_like(y), map_state(np.ones_like, state)
+        start = map_state(np.zeros_like, state)
+        want = train_torch(theirs, x, start, dy, dstate, None)
+        got = train(ours, x, start, None, dy, dstate)
+        for key, expected in want.items():
+            assert np.isfinite(expected).all()
+            assert np.allclose(got[key], expected, rtol=1e-4, atol=1e-5), key

@@ -2,6 +2,8 @@
  * TILE_ROWS, KERNELS and the operations v_*. */
 #include <string.h>
 
+#include "../kernels.h"
+
 #include "math.h"
 
 #include "gemm.h"
@@ -14,12 +16,18 @@
 
 #include "reverse.h"
 
+#include "context.h"
+
 #include "parts.h"
 
 extern const frnn_kernels KERNELS;
 const frnn_kernels KERNELS = {
-    .pass = {{forward_packed_size, forward_pack, forward_workspace_size, forward_work},
-             {reverse_packed_size, reverse_pack, reverse_workspace_size, reverse_work}},
+    .shape = shape_of,
+    .recurrent = {{forward_packed_size, forward_pack, forward_workspace_size, forward_work},
+                  {reverse_packed_size, reverse_pack, reverse_workspace_size, reverse_work}},
+    .context = {{context_packed_size, context_pack, context_workspace_size, context_work},
+                {context_reverse_packed_size, context_reverse_pack, context_reverse_workspace_size,
+                 context_reverse_work}},
     .evaluate = evaluate,
     .product_size = product_size,
     .product = product,

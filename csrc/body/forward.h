@@ -1,42 +1,85 @@
 /* The forward loop. For a chunk of time steps the input product a = b + W x is taken as one product; then step by step
- * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y.
+ * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y and what is to
+ * be kept in its record. Some cells take a second stage for a step: a product of what the first one left in the record.
  *
  * Since a chunk of x is read before its rows of y are written, y may be x. */
 
+/* One stage of a step: some of the cell's columns. Places are counted in reals. */
 typedef struct {
-    packing W, R;
-    size_t W_size, R_size, direction_size;
-} forward_weights;
+    packing x, h;       /* of the rows of x; of h_{t-1}, or of the record's column that the second stage takes */
+    int first, h_first; /* the first of its columns, and of those, the first one of h */
+    int64_t column;     /* where they begin in a row of pre-activations */
+    int64_t bias, W, R; /* where its weights begin among a direction's packed ones */
+} forward_stage;
 
-static forward_weights forward_weights_of(const frnn_layer *layer) {
-    const int gates = cells[layer->cell].gates;
-    forward_weights f = {.W = packing_of(layer->hidden_size, gates, layer->input_size),
-                         .R = packing_of(layer->hidden_size, gates, layer->hidden_size)};
-    f.W_size = packed_size(&f.W);
-    f.R_size = packed_size(&f.R);
-    f.direction_size = (size_t)packed_width(&f.W) + f.W_size + f.R_size; /* bias, W, R */
+typedef struct {
+    cell_kernels cell;
+    forward_stage stage[2];
+    int stages, projected;
+    int kept, second; /* columns of the record; the one that the second stage takes */
+    int64_t width;    /* a row of pre-activations */
+    int64_t p, p_step;
+    int64_t size; /* a direction's packed weights */
+} forward_shape;
+
+static forward_shape forward_shape_of(const frnn_layer *layer) {
+    const int64_t I = layer->input_size, H = layer->hidden_size, O = layer->output_size;
+    forward_shape f = {.cell = cell_of(layer->cell), .stages = 1, .projected = O < H};
+    const cell_shape *s = &f.cell.shape;
+    const int first = s->second == NONE ? s->columns : s->h; /* columns of the first stage */
+    f.stage[0] = (forward_stage){packing_of(H, first, (int)least(s->x, first), I), packing_of(H, first, s->h, O),
+                                 .h_first = s->h_first};
+    f.kept = s->kept + f.projected;
+    f.second = f.projected ? s->kept : s->second;
+    if (f.second != NONE) {
+        const int rest = s->columns - first;
+        f.stages = 2;
+        f.stage[1] = f.projected
+                         ? (forward_stage){packing_of(O, 1, 0, 0), packing_of(O, 1, 1, H), .first = s->columns}
+                         : (forward_stage){packing_of(H, rest, rest, I), packing_of(H, rest, rest, H), .first = first};
+    }
+    for (int i = 0; i < f.stages; ++i) {
+        forward_stage *stage = &f.stage[i];
+        stage->column = f.width;
+        stage->bias = f.size;
+        stage->W = stage->bias + packed_width(&stage->x);
+        stage->R = stage->W + (int64_t)packed_size(&stage->x);
+        f.width += packed_width(&stage->x);
+        f.size = stage->R + (int64_t)packed_size(&stage->h);
+    }
+    f.p = f.size;
+    f.p_step = f.stage[0].h.vectors * VL;
+    f.size += s->peephole ? 3 * f.p_step : 0;
     return f;
 }
 
 /* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache. */
-INLINE int64_t forward_rows(const forward_weights *f) { return most(24, least(256, 16384 / packed_width(&f->W))); }
+INLINE int64_t forward_rows(const forward_shape *f) { return most(24, least(256, 65536 / f->width)); }
+
+/* From one row to the next of inputs that have gone through the cell's function. */
+INLINE int64_t mapped_step(const frnn_layer *layer, const cell_shape *s) {
+    return s->input == IDENTITY ? 0 : divide_up(layer->input_size, VL) * VL;
+}
 
 typedef struct {
-    real *a;       /* pre-activations of the chunks of all workers, (rows, width) */
-    real **rows;   /* for each worker (forward_rows + B): a chunk's rows of x */
-    real **x, **y; /* for each worker (B): first rows of x and y */
-    real **h;      /* for each worker (2, B): rows of h_{t-1} and h_t */
+    real *a;                       /* pre-activations of the chunks of all workers, (rows, width) */
+    real *mapped;                  /* for each worker (forward_rows + B, mapped_step) */
+    real *record;                  /* for each direction (B, kept * H): where nothing is kept for backward */
+    real **rows;                   /* for each worker (forward_rows + B): a chunk's rows of x */
+    real **x, **y, **kept;         /* for each worker (B): first rows */
+    real **h, **c, **now_y, **now; /* for each worker (B): rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
 } forward_space;
 
 static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
-    const forward_weights f = forward_weights_of(layer);
-    const int64_t B = batch->B;
+    const forward_shape f = forward_shape_of(layer);
+    const int64_t B = batch->B, rows = forward_rows(&f);
     forward_space s = {0};
-    s.a = take_reals(a, (threads * forward_rows(&f) + layer->directions * B) * packed_width(&f.W));
-    s.rows = take_rows(a, threads * (forward_rows(&f) + B));
-    s.x = take_rows(a, threads * B);
-    s.y = take_rows(a, threads * B);
-    s.h = take_rows(a, 2 * threads * B);
+    s.a = take_reals(a, (threads * rows + layer->directions * B) * f.width);
+    s.mapped = take_reals(a, threads * (rows + B) * mapped_step(layer, &f.cell.shape));
+    s.record = take_reals(a, layer->directions * B * f.kept * layer->hidden_size);
+    s.rows = take_rows(a, threads * (rows + B));
+    real ***by_sequence[] = {&s.x, &s.y, &s.kept, &s.h, &s.c, &s.now_y, &s.now};
+    for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, threads * B);
     return s;
 }
 
@@ -47,69 +90,132 @@ static size_t forward_workspace_size(const frnn_layer *layer, const frnn_batch *
 }
 
 static size_t forward_packed_size(const frnn_layer *layer) {
-    return (size_t)layer->directions * forward_weights_of(layer).direction_size * sizeof(real);
+    return (size_t)(layer->directions * forward_shape_of(layer).size) * sizeof(real);
 }
 
-static void forward_pack(void *argument, const frnn_worker *w) {
-    const frnn_job *job = argument;
-    const forward_weights f = forward_weights_of(job->layer);
-    const int64_t from = part(w->id, w->size, f.W.panels), to = part(w->id + 1, w->size, f.W.panels);
-    real *packed = job->packed;
-    for (int d = 0; d < job->layer->directions; ++d, packed += f.direction_size) {
-        const frnn_weights *weights = &job->weights[d];
-        real *W = packed + packed_width(&f.W);
-        pack_weights(&f.W, weights->W, W, from, to);
-        pack_weights(&f.R, weights->R, W + f.W_size, from, to);
-        if (w->id == 0) pack_biases(&f.W, weights->b_ih, weights->b_hh, packed);
-    }
-}
-
-/* out = init + rows W for `count` rows and the panels [from, to), to where packed rows lie. */
-static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
-                         int64_t to, const real *init, real *out) {
-    const int64_t width = packed_width(p);
-    const split tiles = tiles_of(count);
-    for (int64_t i = 0; i < tiles.parts; ++i) {
-        const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
-        const int64_t following = i + 1 < tiles.parts ? split_at(&tiles, i + 2) - row - height : 0;
-        const split ahead = split_of(following, to - from); /* rows of the next tile to ask for beside each panel */
-        for (int64_t j = from; j < to; ++j) {
-            const int64_t column = packed_column(p, j);
-            for (int64_t r = split_at(&ahead, j - from); r < split_at(&ahead, j - from + 1); ++r) {
-                prefetch_row(rows[row + height + r], (int)divide_up(p->K, VL));
+/* The biases of a stage's columns, in the order of the panels: b_ih where W x is added, b_hh where R h is. */
+static void pack_biases(const forward_stage *stage, const cell_shape *s, const frnn_weights *weights, real *packed) {
+    const packing *p = &stage->x;
+    for (int64_t panel = 0; panel < p->panels; ++panel) {
+        for (int g = 0; g < p->columns; ++g) {
+            for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, packed += VL) {
+                const int column = stage->first + g;
+                const int64_t n = least(VL, p->units - v * VL);
+                vec sum = v_set1(0);
+                if (column < s->columns) {
+                    const int64_t unit = s->block[column] * p->units + v * VL;
+                    if (weights->b_ih && column < s->x) sum = v_load_n((real *)weights->b_ih + unit, n);
+                    if (weights->b_hh && s->h && column >= s->h_first) {
+                        sum = v_add(sum, v_load_n((real *)weights->b_hh + unit, n));
+                    }
+                }
+                v_store(packed, sum);
             }
-            tile_kernels[height - 1][panel_vectors(p, j) * p->gates - 1](
-                p->K, rows + row, 1, panels + column * p->K, init + column, 0, out + row * width + column, width);
         }
     }
 }
 
-/* One direction as one worker sees it: its sequences, its panels of units. */
+/* The packed weights of a direction: for each stage the bias, W and R (or P); then the peepholes. */
+static void forward_pack(void *argument, const frnn_worker *w) {
+    const frnn_job *job = argument;
+    const forward_shape f = forward_shape_of(job->layer);
+    const cell_shape *s = &f.cell.shape;
+    const int64_t H = job->layer->hidden_size;
+    for (int d = 0; d < job->layer->directions; ++d) {
+        const frnn_weights *weights = &job->weights[d];
+        real *packed = (real *)job->packed + d * f.size;
+        for (int i = 0; i < f.stages; ++i) {
+            const forward_stage *stage = &f.stage[i];
+            const int project = f.projected && i == 1;
+            const int64_t from = part(w->id, w->size, stage->x.panels), to = part(w->id + 1, w->size, stage->x.panels);
+            const int *block = s->block + (project ? 0 : stage->first);
+            pack_weights(&stage->x, weights->W, stage->x.K, block, packed + stage->W, from, to);
+            pack_weights(&stage->h, project ? weights->P : weights->R, stage->h.K, block + stage->h_first,
+                         packed + stage->R, from, to);
+            if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
+        }
+        for (int64_t i = 0; s->peephole && w->id == 0 && i < 3; ++i) {
+            real *p = packed + f.p + i * f.p_step;
+            memset(p, 0, (size_t)f.p_step * sizeof(real));
+            memcpy(p, (real *)weights->p + i * H, (size_t)H * sizeof(real));
+        }
+    }
+}
+
+/* out = init + rows W for `count` rows and the panels [from, to); `step` from row to row of out, init_step of init: 0 for a
+ * bias. */
+static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
+                         int64_t to, const real *init, int64_t init_step, real *out, int64_t step) {
+    const split tiles = tiles_of(count);
+    for (int64_t j = from; j < to; ++j) {
+        const int64_t column = packed_column(p, j);
+        const int units = panel_vectors(p, j), vecs = units * p->gates;
+        for (int64_t i = 0; i < tiles.parts; ++i) {
+            const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
+            const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
+            for (int64_t r = row + height; r < following; ++r) prefetch_row(rows[r], (int)divide_up(p->K, VL));
+            tile_kernels[height - 1][vecs - 1](p->K, rows + row, 1, panels + packed_panel(p, j),
+                                               init + row * init_step + column, init_step, out + row * step + column,
+                                               step);
+            for (int n = vecs; n < units * p->columns; ++n) { /* columns without weights */
+                const vec b = v_load(init + column + n * VL);
+                for (int64_t r = row; r < row + height; ++r) v_store(out + r * step + column + n * VL, b);
+            }
+        }
+    }
+}
+
+/* One direction as one worker sees it: its sequences, its panels of units in each stage. */
 typedef struct {
-    const frnn_layer *layer;
-    const cell_kernels *cell;
-    const packing *packing; /* of R */
-    const real *R;
-    int64_t from, to;   /* panels */
-    real **h, **next_h; /* for each of the worker's sequences, the rows of h_{t-1} and of h_t */
+    const forward_shape *shape;
+    int64_t H, from[2], to[2];
+    int keep;
+    const real *packed;
+    real **h, **c, **y, **record; /* for each of the worker's sequences */
 } forward_call;
 
-/* h_t of the first `rows` of the worker's sequences, from the input product `init` (rows, width). */
-static void forward_step(const forward_call *c, int64_t rows, const real *init) {
+/* One stage of a step for the first `rows` of the worker's sequences, from their input products a; `source` are the rows that
+ * R multiplies. */
+static void forward_stage_step(const forward_call *c, int i, int64_t rows, real *a, real *const *source, int64_t at) {
+    const forward_shape *f = c->shape;
+    const forward_stage *stage = &f->stage[i];
+    const packing *p = &stage->h;
     const split tiles = tiles_of(rows);
-    const int64_t H = c->layer->hidden_size, width = packed_width(c->packing);
-    for (int64_t j = c->from; j < c->to; ++j) {
-        const int64_t column = packed_column(c->packing, j), unit = first_vector(c->packing, j) * VL;
-        const int units = panel_vectors(c->packing, j), vecs = units * c->cell->gates;
-        for (int64_t i = 0; i < tiles.parts; ++i) {
-            const int64_t row = split_at(&tiles, i);
-            const int height = (int)(split_at(&tiles, i + 1) - row);
-            const forward_point point = {height, units, unit, H - unit, c->next_h + row};
-            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            for (int r = 0; r < height; ++r) prefetch_to_write(c->next_h[row + r] + unit, units);
-            tile_kernels[height - 1][vecs - 1](H, (const real *const *)c->h + row, 1, c->R + column * H,
-                                               init + row * width + column, width, tile, vecs * VL);
-            c->cell->forward(tile, &point);
+    forward_point point = {.stage = i, .keep = c->keep, .H = c->H, .a_step = f->width, .p_step = f->p_step};
+    point.p = c->packed + f->p;
+    const int project_later = f->projected && i == 0;
+    point.y_at = project_later ? f->second * c->H : 0;
+    for (int64_t j = c->from[i]; j < c->to[i]; ++j) {
+        const int64_t column = stage->column + packed_column(p, j);
+        const int units = panel_vectors(p, j), vecs = units * p->gates;
+        point.vecs = units;
+        point.unit = first_vector(p, j) * VL;
+        point.n = p->units - point.unit;
+        for (int64_t t = 0; t < tiles.parts; ++t) {
+            const int64_t row = split_at(&tiles, t);
+            real *tile = a + row * f->width + column;
+            point.rows = (int)(split_at(&tiles, t + 1) - row);
+            point.a = tile;
+            point.h = (const real *const *)c->h + row;
+            point.c = (const real *const *)c->c + row;
+            point.record = c->record + row;
+            point.y = project_later ? point.record : c->y + row; /* what is to be projected is a column of the record */
+            if (vecs > 0) {
+                real *out = tile + stage->h_first * units * VL;
+                const real *from[TILE_ROWS];
+                for (int r = 0; r < point.rows; ++r) {
+                    from[r] = source[row + r] + at;
+                    prefetch_to_write(point.y[r] + point.y_at + point.unit, units);
+                }
+                const real *init = stage->x.gates > 0 ? out : zeros;
+                tile_kernels[point.rows - 1][vecs - 1](p->K, from, 1, c->packed + stage->R + packed_panel(p, j), init,
+                                                       stage->x.gates > 0 ? f->width : 0, out, f->width);
+            }
+            if (i == 1 && f->projected) {
+                project_forward(&point);
+            } else {
+                f->cell.forward(&point);
+            }
         }
     }
 }
@@ -122,29 +228,54 @@ static void copy_rows(real *const *rows, int64_t count, const frnn_rows *from, v
     }
 }
 
+/* Rows of n reals through the function f into `mapped`, and the table made to point there. */
+static void map_rows(int f, real **rows, int64_t count, int64_t n, real *mapped, int64_t step) {
+    for (int64_t r = 0; r < count; ++r, mapped += step) {
+        for (int64_t i = 0; i < n; i += VL) v_store(mapped + i, activation(f, load_upto(rows[r] + i, n - i)));
+        rows[r] = mapped;
+    }
+}
+
+/* The initial state of position p in an array (D, B, n), or NULL. */
+INLINE real *state_row(const void *states, const frnn_batch *batch, int d, int64_t p, int64_t n) {
+    return states ? (real *)states + (d * batch->B + sequence_at(batch, p)) * n : NULL;
+}
+
 static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_batch *batch = job->batch;
     const frnn_forward_args *args = job->args;
-    const forward_weights f = forward_weights_of(layer);
-    const int64_t B = batch->B, H = layer->hidden_size, width = packed_width(&f.W), most_rows = forward_rows(&f);
-    const real *bias = (const real *)args->packed + (size_t)d * f.direction_size, *W = bias + width;
-    forward_call c = {.layer = layer, .cell = &cells[layer->cell], .packing = &f.R, .R = W + f.W_size};
-    c.from = part(s->part, s->parts, f.R.panels);
-    c.to = part(s->part + 1, s->parts, f.R.panels);
-    const int64_t own_unit = first_vector(&f.R, c.from) * VL;
-    const int64_t own_units = least(H, first_vector(&f.R, c.to) * VL) - own_unit;
-    c.h = space->h + 2 * w->id * B;
-    c.next_h = c.h + B;
+    const forward_shape f = forward_shape_of(layer);
+    const cell_shape *cell = &f.cell.shape;
+    const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
+    const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell), record_size = f.kept * H;
+    forward_call c = {&f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
+    for (int i = 0; i < f.stages; ++i) {
+        c.from[i] = part(s->part, s->parts, f.stage[i].h.panels);
+        c.to[i] = part(s->part + 1, s->parts, f.stage[i].h.panels);
+    }
+    const packing *outputs = &f.stage[f.stages - 1].h;
+    const int64_t own_unit = least(O, first_vector(outputs, c.from[f.stages - 1]) * VL);
+    const int64_t own_units = least(O, first_vector(outputs, c.to[f.stages - 1]) * VL) - own_unit;
+    c.h = space->h + own;
+    c.c = space->c + own;
+    c.record = space->now + own;
+    c.y = space->now_y + own;
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
-    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * width;
+    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * f.width;
     real **chunk_rows = space->rows + w->id * (most_rows + B);
-    const sequences x = sequences_of(batch, &args->x, d, 0, space->x + w->id * B, s->first, s->end);
-    const sequences y = sequences_of(batch, &args->y, d, d * H, space->y + w->id * B, s->first, s->end);
+    real *mapped = space->mapped + w->id * (most_rows + B) * input_step;
+    const sequences x = sequences_of(batch, &args->x, d, 0, space->x + own, s->first, s->end);
+    const sequences y = sequences_of(batch, &args->y, d, d * O, space->y + own, s->first, s->end);
+    sequences kept = {0};
+    if (c.keep) kept = sequences_of(batch, &args->kept, d, d * record_size, space->kept + own, s->first, s->end);
     for (int64_t p = s->first; p < s->end; ++p) {
-        c.h[p - s->first] = (real *)args->h0 + (d * B + sequence_at(batch, p)) * H;
+        const int64_t r = p - s->first;
+        c.h[r] = state_row(args->h0, batch, d, p, O);
+        c.c[r] = state_row(args->c0, batch, d, p, H);
+        c.record[r] = space->record + (d * B + p) * record_size;
     }
 
     double macs = 0;
@@ -155,29 +286,45 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, end);
             now = active_after(batch, now, ++end);
         }
-        product_rows(&f.W, W, (const real *const *)chunk_rows, count, c.from, c.to, bias, a);
         if (s->part == 0 && d == 0) copy_rows(chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
-        macs += (double)count * (double)width * (double)(layer->input_size + H);
+        if (input_step) map_rows(cell->input, chunk_rows, count, layer->input_size, mapped, input_step);
+        for (int i = 0; i < f.stages; ++i) {
+            const forward_stage *stage = &f.stage[i];
+            if (stage->x.gates == 0) continue;
+            product_rows(&stage->x, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
+                         c.packed + stage->bias, 0, a + stage->column, f.width);
+        }
+        macs += (double)count * (double)f.width * (double)(layer->input_size + H);
         poll(job, w, &macs);
         if (leave(job, s)) break;
 
-        const real *init = a;
+        real *step_a = a;
         for (int64_t step = t; step < end; ++step) {
             const int64_t rows = active - s->first;
-            for (int64_t r = 0; r < rows; ++r) c.next_h[r] = row_at(&y, s->first + r, step);
-            forward_step(&c, rows, init);
-            copy_rows(c.next_h, rows, &args->y, args->y_copy, own_unit, own_units);
-            for (int64_t r = 0; r < rows; ++r) c.h[r] = c.next_h[r];
-            init += rows * width;
+            for (int64_t r = 0; r < rows; ++r) {
+                c.y[r] = row_at(&y, s->first + r, step);
+                if (c.keep) c.record[r] = row_at(&kept, s->first + r, step);
+            }
+            forward_stage_step(&c, 0, rows, step_a, c.h, 0);
+            if (f.stages == 2) {
+                frnn_barrier(s->group, s->parts);
+                forward_stage_step(&c, 1, rows, step_a, c.record, f.second * H);
+            }
+            copy_rows(c.y, rows, &args->y, args->y_copy, own_unit, own_units);
+            for (int64_t r = 0; r < rows; ++r) {
+                c.h[r] = c.y[r];
+                if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * H;
+            }
+            step_a += rows * f.width;
             active = active_after(batch, active, step + 1);
             frnn_barrier(s->group, s->parts);
         }
     }
-    if (s->part == 0) {
-        for (int64_t p = s->first; p < s->end; ++p) {
-            real *out = (real *)args->hT + (d * B + sequence_at(batch, p)) * H;
-            if (out != c.h[p - s->first]) memmove(out, c.h[p - s->first], (size_t)H * sizeof(real));
-        }
+    for (int64_t p = s->first; s->part == 0 && p < s->end; ++p) {
+        const int64_t r = p - s->first;
+        real *hT = state_row(args->hT, batch, d, p, O), *cT = state_row(args->cT, batch, d, p, H);
+        if (hT && hT != c.h[r]) memmove(hT, c.h[r], (size_t)O * sizeof(real));
+        if (cT && cT != c.c[r]) memmove(cT, c.c[r], (size_t)H * sizeof(real));
     }
 }
 
@@ -186,6 +333,6 @@ static void forward_work(void *argument, const frnn_worker *w) {
     const frnn_forward_args *args = job->args;
     arena a = {.base = args->workspace};
     const forward_space space = forward_space_of(job->layer, job->batch, job->threads, &a);
-    const share s = share_of(w, job->layer, job->batch, cells[job->layer->cell].gates);
+    const share s = share_of(w, job->layer, job->batch, cell_of(job->layer->cell).shape.gates);
     for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
 }

@@ -24,19 +24,19 @@ INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
     return split_at(&s, i);
 }
 
-/* How N units of G gates lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)), and
- * within it, for each k, gate by gate, those vectors. */
+/* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)),
+ * column by column. Of the columns, `gates` have weights, for each k in turn. */
 typedef struct {
     int64_t units, K;
     int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
     split shares;
-    int gates;
+    int columns, gates;
 } packing;
 
-INLINE packing packing_of(int64_t units, int gates, int64_t K) {
-    packing p = {.units = units, .K = K, .gates = gates};
+INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
+    packing p = {.units = units, .K = K, .columns = columns, .gates = gates};
     p.vectors = divide_up(units, VL);
-    p.panels = divide_up(p.vectors, most(1, TILE_VECS / gates));
+    p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
     p.shares = split_of(p.vectors, p.panels);
     return p;
 }
@@ -44,10 +44,12 @@ INLINE int64_t first_vector(const packing *p, int64_t panel) { return split_at(&
 INLINE int panel_vectors(const packing *p, int64_t panel) {
     return (int)(first_vector(p, panel + 1) - first_vector(p, panel));
 }
-/* Columns of one packed row (bias, hoisted product): all panels' widths together. */
-INLINE int64_t packed_width(const packing *p) { return p->vectors * p->gates * VL; }
-INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL; }
-INLINE size_t packed_size(const packing *p) { return (size_t)(packed_width(p) * p->K); }
+/* A row of what the panels' products are added to: all their columns together. */
+INLINE int64_t packed_width(const packing *p) { return p->vectors * p->columns * VL; }
+INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->columns * VL; }
+/* The packed weights, and where a panel's begin. */
+INLINE size_t packed_size(const packing *p) { return (size_t)(p->vectors * p->gates * VL * p->K); }
+INLINE int64_t packed_panel(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL * p->K; }
 
 /* VL vectors of VL lanes, rows into columns: zipping row i with row i + VL/2 rotates the bits of (row, lane) by one, so
  * log2(VL) rounds exchange the two. */
@@ -62,20 +64,22 @@ INLINE void transpose(vec *row) {
     }
 }
 
-/* Packs panels [from, to) of a weight matrix w (gates * units, K): column (g, j) of the panels is row g * units + j. */
-static void pack_weights(const packing *p, const real *w, real *packed, int64_t from, int64_t to) {
+/* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
+ * block[g] * units + j. */
+static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
+                         int64_t to) {
     for (int64_t panel = from; panel < to; ++panel) {
-        real *out = packed + packed_column(p, panel) * p->K;
+        real *out = packed + packed_panel(p, panel);
         const int vectors = panel_vectors(p, panel), width = vectors * p->gates * VL;
         for (int g = 0; g < p->gates; ++g) {
             for (int u = 0; u < vectors; ++u) {
                 const int64_t unit = (first_vector(p, panel) + u) * VL;
                 const int64_t rows = least(VL, p->units - unit);
-                const real *row = w + (g * p->units + unit) * p->K;
+                const real *row = w + (block[g] * p->units + unit) * step;
                 for (int64_t k = 0; k < p->K; k += VL) {
                     const int64_t n = least(VL, p->K - k);
                     vec block[VL];
-                    for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * p->K + k, n) : v_set1(0);
+                    for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
                     transpose(block);
                     for (int i = 0; i < n; ++i) v_store(out + (k + i) * width + (g * vectors + u) * VL, block[i]);
                 }
@@ -84,20 +88,7 @@ static void pack_weights(const packing *p, const real *w, real *packed, int64_t 
     }
 }
 
-/* The sum of two biases (gates * units), either of which may be NULL, in the order of the panels. */
-static void pack_biases(const packing *p, const real *one, const real *other, real *packed) {
-    for (int64_t panel = 0; panel < p->panels; ++panel) {
-        for (int g = 0; g < p->gates; ++g) {
-            for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, packed += VL) {
-                const int64_t column = g * p->units + v * VL, n = least(VL, p->units - v * VL);
-                vec sum = v_set1(0);
-                if (one) sum = v_load_n(one + column, n);
-                if (other) sum = v_add(sum, v_load_n(other + column, n));
-                v_store(packed, sum);
-            }
-        }
-    }
-}
+static const _Alignas(64) real zeros[TILE_VECS * VL];
 
 /* Rows that lie far apart are out of the hardware's sight: they are asked for this many rows ahead. */
 enum { AHEAD = 8 };
@@ -109,16 +100,16 @@ INLINE void prefetch_to_write(real *row, int vecs) {
     for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL, 1);
 }
 
-/* Packs one panel of a matrix of K rows and p->units columns (one gate): row k is rows[k] or, without rows, stands at
- * matrix + k * p->units. */
-static void pack_panel(const packing *p, const real *matrix, const real *const *rows, int64_t K, int64_t panel,
+/* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
+ * matrix + k * at. */
+static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
                        real *packed) {
     const int vectors = panel_vectors(p, panel);
     const int64_t column = first_vector(p, panel) * VL, columns = least(vectors * VL, p->units - column);
     const int whole = (int)(columns / VL);
     for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
-        const real *row = (rows ? rows[k] : matrix + k * p->units) + column;
-        if (rows && k + AHEAD < K) prefetch_row(rows[k + AHEAD] + column, vectors);
+        const real *row = (rows ? rows[k] + at : matrix + k * at) + column;
+        if (rows && k + AHEAD < K) prefetch_row(rows[k + AHEAD] + at + column, vectors);
         for (int u = 0; u < whole; ++u) v_store(packed + u * VL, v_load(row + u * VL));
         if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
     }

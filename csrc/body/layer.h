@@ -1,9 +1,7 @@
-/* What the two time loops share: where rows lie, who does what, and how long a chunk of time is.
+/* What the time loops share: where rows lie, who does what.
  *
  * The sequences stand in `order`, by descending length, so at step t the active ones are positions 0 .. active - 1. The
  * second direction reads each sequence from its own last step: its rows have a negative time step. */
-
-#include "../kernels.h"
 
 /* The first row of every sequence in the order that one direction reads it, and the step from one row to the next. */
 typedef struct {

@@ -63,3 +63,25 @@ INLINE vec v_logistic(vec x) {
     const vec inverse = v_div(one, v_add(one, e));
     return v_select_le(x, split, v_fnma(e, v_mul(e, inverse), e), inverse);
 }
+
+/* The functions that cells are made of, and dJ/da from dJ/dy and y = f(a): every f' can be written in y. */
+enum { IDENTITY, TANH, RELU, LOGISTIC };
+
+INLINE vec activation(const int f, vec a) {
+    switch (f) {
+    case TANH: return v_tanh(a);
+    case RELU: return v_max(v_set1(0), a);
+    case LOGISTIC: return v_logistic(a);
+    default: return a;
+    }
+}
+
+/* f' is 1 - y^2, [y > 0], y (1 - y) or 1 */
+INLINE vec activation_gradient(const int f, vec y, vec dy) {
+    switch (f) {
+    case TANH: return v_mul(dy, v_fnma(y, y, v_set1(1)));
+    case RELU: return v_select_le(y, v_set1(0), v_set1(0), dy);
+    case LOGISTIC: return v_mul(dy, v_mul(y, v_sub(v_set1(1), y)));
+    default: return dy;
+    }
+}

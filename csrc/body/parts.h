@@ -9,14 +9,14 @@ static void evaluate(frnn_function function, int64_t n, const void *in, void *ou
 }
 
 static size_t product_size(int64_t K, int64_t N) {
-    const packing p = packing_of(N, 1, K);
+    const packing p = packing_of(N, 1, 1, K);
     return packed_size(&p) * sizeof(real);
 }
 
 static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace) {
-    const packing p = packing_of(N, 1, K);
+    const packing p = packing_of(N, 1, 1, K);
     real *packed = workspace;
-    for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, NULL, K, j, packed + packed_column(&p, j) * K);
+    for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, NULL, N, K, j, packed + packed_panel(&p, j));
     const split tiles = tiles_of(M);
     for (int64_t i = 0; i < tiles.parts; ++i) {
         const int64_t m = split_at(&tiles, i);
@@ -27,8 +27,7 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             const int vecs = panel_vectors(&p, j);
             const int64_t column = first_vector(&p, j) * VL;
-            tile_kernels[height - 1][vecs - 1](K, rows, 1, packed + packed_column(&p, j) * K, zeros, 0, tile,
-                                               vecs * VL);
+            tile_kernels[height - 1][vecs - 1](K, rows, 1, packed + packed_panel(&p, j), zeros, 0, tile, vecs * VL);
             put_tile(tile, height, vecs, (real *)c + m * N + column, N, N - column, 0);
         }
     }

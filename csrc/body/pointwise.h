@@ -1,7 +1,54 @@
-/* What follows the product: a cell's equations on every vector of a tile. The tile holds, row by row, the gates of
- * `vecs` vectors of hidden units. */
+/* What follows the product: a cell's equations on every vector of a tile. A cell says in its cell_shape what it takes and
+ * gives; the loops here load and store it. A row of a tile holds, column by column, `vecs` vectors of hidden units. */
+
+enum { NONE = -1, COLUMNS = 4, KEPT = 6 };
+
+typedef struct {
+    int gates;          /* G: blocks of H rows in W, R and the biases */
+    int columns;        /* of pre-activations, and of deltas, for each unit */
+    int block[COLUMNS]; /* the gate whose weights a column takes */
+    int x;              /* how many columns take W x_t, from the first one on */
+    int h_first, h;     /* those that take R h_{t-1} */
+    int input;          /* the function applied to x_t before the product */
+    int h_in_forward;   /* do the equations take h_{t-1} itself? */
+    int h_in_reverse;   /* and in reverse; */
+    int y_in_reverse;   /* or y_t? */
+    int direct;         /* does a gradient go from step to step past the products? It begins as dJ/dcT */
+    int kept;           /* columns of the record of a step */
+    unsigned given[2];  /* bit by bit: those that each stage of the equations gives, */
+    unsigned lasting;   /* and those needed later in forward, even when there is no backward to come */
+    int c;              /* the record's column that is the state c_t, or NONE */
+    int second;         /* the record's column that a second stage multiplies (by R for the columns past h), or NONE */
+    unsigned deltas[2]; /* with two stages: the columns of deltas that each stage of the derivative gives */
+    int peephole;       /* has it peepholes? */
+    int peephole_of[3]; /* the columns of i, f, o that they act on, or NONE */
+} cell_shape;
+
+typedef struct {
+    vec a[COLUMNS]; /* pre-activations */
+    vec h, c;       /* h_{t-1}, c_{t-1}; the equations put the output h_t in h */
+    vec p[3];       /* peepholes */
+    vec kept[KEPT]; /* the record */
+} forward_values;
+
+typedef struct {
+    vec dh;             /* dJ/dh_t: from dy_t and through the product */
+    vec direct;         /* the gradient that comes past the product, and what the equations pass on to step t - 1 */
+    vec y, h, c;        /* y_t, h_{t-1}, c_{t-1} */
+    vec p[3];           /* peepholes */
+    vec kept[KEPT];     /* the record of forward */
+    vec delta[COLUMNS]; /* dJ/da_t */
+} reverse_values;
 
 #include "../cells/elman.h"
+
+#include "../cells/lstm.h"
+
+#include "../cells/gru.h"
+
+#include "../cells/cec.h"
+
+#include "../cells/tdnn.h"
 
 INLINE vec load_upto(const real *p, int64_t n) { return n >= VL ? v_load(p) : v_load_n(p, n); }
 INLINE void store_upto(real *p, vec a, int64_t n) {
@@ -23,63 +70,167 @@ INLINE void put_tile(const real *tile, int rows, int vecs, real *out, int64_t st
     }
 }
 
-/* Units [unit, unit + n) of `rows` sequences at one step. */
+/* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are H apart. */
 typedef struct {
-    int rows, vecs;
-    int64_t unit, n;
-    real *const *h; /* each row's h_t */
+    int rows, vecs, stage, keep;
+    int64_t unit, n, H;
+    const real *a; /* pre-activations, a_step from row to row */
+    int64_t a_step;
+    const real *p; /* peepholes, p_step from one to the next */
+    int64_t p_step;
+    real *const *y; /* each row's output, y_at into it, */
+    int64_t y_at;
+    const real *const *h, *const *c; /* h_{t-1}, c_{t-1}, */
+    real *const *record;             /* and record, or NULL */
 } forward_point;
 
 typedef struct {
-    int rows, vecs;
-    int64_t unit, n;
-    const real *const *h;  /* each row's h_t */
-    const real *const *dy; /* each row's dJ/dy_t, or NULL */
-    real *const *delta;    /* each row's (G, H) */
+    int rows, vecs, stage;
+    int64_t unit, n, H;
+    const real *p;
+    int64_t p_step;
+    const real *const *y, *const *h, *const *c, *const *dy, *const *record; /* dy: NULL for zero */
+    real *const *delta, *const *direct;                                     /* each row's (columns, H); (H) */
+    int64_t dh_at; /* where dh_t lies beside the deltas, if it is projected */
 } reverse_point;
 
-/* h_t from a tile of pre-activations a_t */
-INLINE void elman_forward_tile(const int f, const real *tile, const forward_point *p) {
+/* From pre-activations to the output and the record; `keep` all of it, or what lasts. */
+INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
+                         void equations(int variant, int stage, forward_values *v), const forward_point *p) {
+    const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
+    const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
+    const unsigned load = stage == 1 ? s.lasting : 0;
     for (int r = 0; r < p->rows; ++r) {
-        real *h = p->h[r] + p->unit;
-        for (int u = 0; u < p->vecs; ++u, tile += VL) {
-            store_upto(h + u * VL, elman_forward(f, v_load(tile)), p->n - u * VL);
+        for (int u = 0; u < p->vecs; ++u) {
+            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
+            const real *a = p->a + r * p->a_step + u * VL;
+            forward_values v;
+            UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->vecs * VL);
+            if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
+            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
+            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
+            UNROLL for (int k = 0; k < s.kept; ++k) {
+                if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
+            }
+            equations(variant, stage, &v);
+            UNROLL for (int k = 0; k < s.kept; ++k) {
+                if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
+            }
+            if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
         }
     }
 }
 
-/* delta_t from a tile of dh_t = delta_{t+1} R, to which dy_t is added */
-INLINE void elman_backward_tile(const int f, const real *tile, const reverse_point *p) {
+/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. */
+INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
+                         void equations(int variant, int stage, reverse_values *v), const real *tile,
+                         const reverse_point *p) {
+    const unsigned store = s.given[1] == 0 ? ~0u : s.deltas[stage];
     for (int r = 0; r < p->rows; ++r) {
-        const real *h = p->h[r] + p->unit, *dy = p->dy ? p->dy[r] + p->unit : NULL;
-        real *delta = p->delta[r] + p->unit;
         for (int u = 0; u < p->vecs; ++u, tile += VL) {
-            const int64_t n = p->n - u * VL;
-            vec dh = v_load(tile);
-            if (dy) dh = v_add(dh, load_upto(dy + u * VL, n));
-            store_upto(delta + u * VL, elman_backward(f, load_upto(h + u * VL, n), dh), n);
+            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
+            reverse_values v;
+            v.dh = v_load(tile);
+            if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
+            if (s.direct) v.direct = v_load(p->direct[r] + unit);
+            if (s.y_in_reverse) v.y = load_upto(p->y[r] + unit, n);
+            if (s.h_in_reverse) v.h = load_upto(p->h[r] + unit, n);
+            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
+            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
+            UNROLL for (int k = 0; k < s.kept; ++k) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
+            equations(variant, stage, &v);
+            UNROLL for (int g = 0; g < s.columns; ++g) {
+                if (store >> g & 1) store_upto(p->delta[r] + g * p->H + unit, v.delta[g], n);
+            }
+            if (s.direct) v_store(p->direct[r] + unit, v.direct);
         }
     }
 }
 
-#define CELL(name, equations, variant, gates)                                                                          \
-    static void name##_forward(const real *tile, const forward_point *p) {                                             \
-        equations##_forward_tile(variant, tile, p);                                                                    \
+/* A projected output: h_t = P m_t with m_t the cell's own output, and in reverse dJ/dh_t, put by for P. */
+static void project_forward(const forward_point *p) {
+    for (int r = 0; r < p->rows; ++r) {
+        put_tile(p->a + r * p->a_step, 1, p->vecs, p->y[r] + p->unit, 0, p->n, 0);
+    }
+}
+
+static void project_backward(const real *tile, const reverse_point *p) {
+    for (int r = 0; r < p->rows; ++r, tile += p->vecs * VL) {
+        real *dh = p->delta[r] + p->dh_at + p->unit;
+        put_tile(tile, 1, p->vecs, dh, 0, p->n, 0);
+        if (p->dy) {
+            for (int u = 0; u < p->vecs; ++u) {
+                const int64_t n = p->n - u * VL;
+                const vec dy = load_upto(p->dy[r] + p->unit + u * VL, n);
+                store_upto(dh + u * VL, v_add(v_load(tile + u * VL), dy), n);
+            }
+        }
+    }
+}
+
+/* The tile of a cell: a stage that the cell does not have, and a record that it need not tell apart, cost no code. */
+INLINE void forward_cell(const cell_shape s, const int variant,
+                         void equations(int variant, int stage, forward_values *v), const forward_point *p) {
+    const unsigned optional = (s.given[0] | s.given[1]) & ~s.lasting;
+    if (s.given[1] && p->stage == 1) {
+        if (p->keep) {
+            forward_tile(s, variant, 1, 1, equations, p);
+        } else {
+            forward_tile(s, variant, 1, 0, equations, p);
+        }
+    } else if (optional && p->keep) {
+        forward_tile(s, variant, 0, 1, equations, p);
+    } else {
+        forward_tile(s, variant, 0, 0, equations, p);
+    }
+}
+
+INLINE void reverse_cell(const cell_shape s, const int variant,
+                         void equations(int variant, int stage, reverse_values *v), const real *tile,
+                         const reverse_point *p) {
+    if (s.given[1] && p->stage == 1) {
+        reverse_tile(s, variant, 1, equations, tile, p);
+    } else {
+        reverse_tile(s, variant, 0, equations, tile, p);
+    }
+}
+
+#define CELL(name, equations, variant)                                                                                 \
+    static void forward_##name(const forward_point *p) {                                                               \
+        forward_cell(equations##_shape(variant), variant, equations##_forward, p);                                     \
     }                                                                                                                  \
-    static void name##_backward(const real *tile, const reverse_point *p) {                                            \
-        equations##_backward_tile(variant, tile, p);                                                                   \
+    static void backward_##name(const real *tile, const reverse_point *p) {                                            \
+        reverse_cell(equations##_shape(variant), variant, equations##_backward, tile, p);                              \
     }
 #include "../cells/cells.def"
 #undef CELL
 
 typedef struct {
-    int gates;
-    void (*forward)(const real *tile, const forward_point *p);
+    cell_shape shape;
+    void (*forward)(const forward_point *p);
     void (*backward)(const real *tile, const reverse_point *p);
 } cell_kernels;
 
-static const cell_kernels cells[] = {
-#define CELL(name, equations, variant, gates) {gates, name##_forward, name##_backward},
+static cell_kernels cell_of(int cell) {
+    enum {
+#define CELL(name, equations, variant) name,
 #include "../cells/cells.def"
 #undef CELL
-};
+    };
+    switch (cell) {
+    default:
+#define CELL(name, equations, variant)                                                                                 \
+    case name: return (cell_kernels){equations##_shape(variant), forward_##name, backward_##name};
+#include "../cells/cells.def"
+#undef CELL
+    }
+}
+
+static frnn_shape shape_of(const frnn_layer *layer) {
+    const cell_shape s = cell_of(layer->cell).shape;
+    return (frnn_shape){.gates = s.gates,
+                        .kept = s.kept + (layer->output_size < layer->hidden_size),
+                        .h = s.h > 0,
+                        .c = s.c != NONE,
+                        .peephole = s.peephole};
+}

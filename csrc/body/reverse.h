@@ -11,39 +11,72 @@
 
 enum { BLOCK_ROWS = 256 }; /* rows that a sum over rows takes at a time */
 
+/* One stage of a step's products: dh from columns of deltas of the following step or, in a second stage, of this one. */
 typedef struct {
-    packing R, W; /* delta -> dh, dx: K = G*H */
-    packing h, x; /* sums over rows: the columns of h_{t-1}, of x */
-    int64_t GH;
-    int64_t rows; /* of a chunk, unless one step has more */
-    int64_t step; /* from one row of deltas to the next */
+    packing p;      /* K deltas -> units */
+    int64_t delta;  /* the first of those columns */
+    int64_t packed; /* where its weights begin among a direction's packed ones, in reals */
+} reverse_stage;
+
+typedef struct {
+    cell_kernels cell;
+    reverse_stage stage[2];
+    int stages, projected, kept;
+    packing W;                        /* delta -> dx */
+    int64_t W_at, p_at, p_step, size; /* in a direction's packed weights */
+    int64_t columns;                  /* C*H, the deltas of one row, and, if projected, dh besides */
+    int64_t rows;                     /* of a chunk, unless one step has more */
+    int64_t step;                     /* from one row of deltas to the next */
+    int64_t input_step;
 } reverse_shape;
 
 static reverse_shape reverse_shape_of(const frnn_layer *layer) {
-    reverse_shape f = {.GH = cells[layer->cell].gates * layer->hidden_size};
-    f.R = packing_of(layer->hidden_size, 1, f.GH);
-    f.W = packing_of(layer->input_size, 1, f.GH);
-    f.h = packing_of(layer->hidden_size, 1, 0);
-    f.x = packing_of(layer->input_size, 1, 0);
-    f.rows = most(32, least(BLOCK_ROWS, 131072 / f.GH));
+    const int64_t I = layer->input_size, H = layer->hidden_size, O = layer->output_size;
+    reverse_shape f = {.cell = cell_of(layer->cell), .stages = 1, .projected = O < H};
+    const cell_shape *s = &f.cell.shape;
+    f.kept = s->kept + f.projected;
+    f.columns = s->columns * H;
+    f.stage[0] = (reverse_stage){packing_of(O, 1, 1, s->h * H), s->h_first * H, 0};
+    f.size = (int64_t)packed_size(&f.stage[0].p);
+    if (f.projected || s->second != NONE) {
+        f.stages = 2;
+        f.stage[1] = f.projected ? (reverse_stage){packing_of(H, 1, 1, O), f.columns, f.size}
+                                 : (reverse_stage){packing_of(H, 1, 1, (s->columns - s->h) * H), s->h * H, f.size};
+        f.size += (int64_t)packed_size(&f.stage[1].p);
+    }
+    f.W = packing_of(I, 1, 1, s->x * H);
+    f.W_at = f.size;
+    f.p_at = f.W_at + (int64_t)packed_size(&f.W);
+    f.p_step = divide_up(H, VL) * VL;
+    f.size = f.p_at + (s->peephole ? 3 * f.p_step : 0);
+    f.rows = most(32, least(BLOCK_ROWS, 131072 / f.columns));
     /* An odd number of cache lines, so that a column of deltas does not fall into few sets of a cache. */
     const int64_t line = 64 / (int64_t)sizeof(real);
-    f.step = (divide_up(f.GH, line) | 1) * line;
+    f.step = (divide_up(f.columns + (f.projected ? O : 0), line) | 1) * line;
+    f.input_step = mapped_step(layer, s);
     return f;
 }
 
 /* One direction's part of the workspace. */
 typedef struct {
-    const real *R, *W;                     /* packed weights */
-    real *delta, *carry;                   /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
-    real **x, **y, **dy, **dx, **h0;       /* (B,): first rows in reading order, and initial states */
-    real **chunk_x, **chunk_h, **chunk_dx; /* for every row of the chunk */
+    const real *packed;
+    real *delta, *carry; /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
+    real *direct;        /* the gradients that pass from step to step beside the products, (B, p_step) */
+    real *mapped;        /* a chunk's inputs, gone through the cell's function, (rows, input_step) */
+    real **x, **y, **kept, **dy, **dx, **h0, **c0; /* (B,): first rows in reading order; initial states */
+    real **direct_rows;                            /* (B,) */
+    real **chunk_x, **chunk_h, **chunk_c, **chunk_kept, **chunk_dx; /* for every row of the chunk */
 } reverse_direction;
+
+/* For each position, the rows of the step at hand. */
+typedef struct {
+    real **y, **h, **c, **kept, **dy, **delta;
+} reverse_rows;
 
 typedef struct {
     reverse_direction direction[2];
-    real *panels;     /* for each worker, a packed panel of BLOCK_ROWS rows */
-    real **step_rows; /* for each worker (3, B): its sequences' rows of h_t, dy_t, delta_t */
+    real *panels;      /* for each worker, a packed panel of BLOCK_ROWS rows */
+    reverse_rows rows; /* of each worker */
 } reverse_space;
 
 static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
@@ -54,13 +87,16 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
         reverse_direction *v = &s.direction[d];
         v->delta = take_reals(a, rows * f.step);
         v->carry = take_reals(a, B * f.step);
-        real ***by_sequence[] = {&v->x, &v->y, &v->dy, &v->dx, &v->h0};
+        v->direct = take_reals(a, f.cell.shape.direct ? B * f.p_step : 0);
+        v->mapped = take_reals(a, rows * f.input_step);
+        real ***by_sequence[] = {&v->x, &v->y, &v->kept, &v->dy, &v->dx, &v->h0, &v->c0, &v->direct_rows};
         for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, B);
-        real ***by_row[] = {&v->chunk_x, &v->chunk_h, &v->chunk_dx};
+        real ***by_row[] = {&v->chunk_x, &v->chunk_h, &v->chunk_c, &v->chunk_kept, &v->chunk_dx};
         for (int i = 0; i < LENGTH(by_row); ++i) *by_row[i] = take_rows(a, rows);
     }
     s.panels = take_reals(a, (int64_t)threads * BLOCK_ROWS * TILE_VECS * VL);
-    s.step_rows = take_rows(a, 3 * threads * B);
+    real ***by_worker[] = {&s.rows.y, &s.rows.h, &s.rows.c, &s.rows.kept, &s.rows.dy, &s.rows.delta};
+    for (int i = 0; i < LENGTH(by_worker); ++i) *by_worker[i] = take_rows(a, threads * B);
     return s;
 }
 
@@ -70,29 +106,42 @@ static size_t reverse_workspace_size(const frnn_layer *layer, const frnn_batch *
     return a.used;
 }
 
-/* A direction's packed weights are R, then W. */
-static size_t reverse_direction_size(const reverse_shape *f) { return packed_size(&f->R) + packed_size(&f->W); }
-
 static size_t reverse_packed_size(const frnn_layer *layer) {
-    const reverse_shape f = reverse_shape_of(layer);
-    return (size_t)layer->directions * reverse_direction_size(&f) * sizeof(real);
+    return (size_t)(layer->directions * reverse_shape_of(layer).size) * sizeof(real);
 }
 
-/* Packs the panels of one matrix that fall to this worker; returns where the next matrix goes. */
-static real *pack_part(const packing *p, const real *matrix, const frnn_worker *w, real *packed) {
+/* Packs the panels that fall to this worker of a matrix whose rows are blocks of `height`, taken in the order of block. */
+static void pack_blocks(const packing *p, const real *matrix, const int *block, int64_t height, const frnn_worker *w,
+                        real *packed) {
     for (int64_t j = part(w->id, w->size, p->panels); j < part(w->id + 1, w->size, p->panels); ++j) {
-        pack_panel(p, matrix, NULL, p->K, j, packed + packed_column(p, j) * p->K);
+        real *out = packed + packed_panel(p, j);
+        for (int64_t g = 0; g * height < p->K; ++g, out += height * panel_vectors(p, j) * VL) {
+            pack_panel(p, matrix + block[g] * height * p->units, NULL, p->units, height, j, out);
+        }
     }
-    return packed + packed_size(p);
 }
 
+/* The packed weights of a direction: R, then P or what of R the second stage takes, then W and the peepholes. */
 static void reverse_pack(void *argument, const frnn_worker *w) {
     const frnn_job *job = argument;
     const reverse_shape f = reverse_shape_of(job->layer);
-    real *packed = job->packed;
+    const cell_shape *s = &f.cell.shape;
+    const int64_t H = job->layer->hidden_size;
     for (int d = 0; d < job->layer->directions; ++d) {
-        packed = pack_part(&f.R, job->weights[d].R, w, packed);
-        packed = pack_part(&f.W, job->weights[d].W, w, packed);
+        const frnn_weights *weights = &job->weights[d];
+        real *packed = (real *)job->packed + d * f.size;
+        pack_blocks(&f.stage[0].p, weights->R, s->block + s->h_first, H, w, packed);
+        if (f.projected) {
+            pack_blocks(&f.stage[1].p, weights->P, s->block, f.stage[1].p.K, w, packed + f.stage[1].packed);
+        } else if (f.stages == 2) {
+            pack_blocks(&f.stage[1].p, weights->R, s->block + s->h, H, w, packed + f.stage[1].packed);
+        }
+        pack_blocks(&f.W, weights->W, s->block, H, w, packed + f.W_at);
+        for (int64_t i = 0; s->peephole && w->id == 0 && i < 3; ++i) {
+            real *p = packed + f.p_at + i * f.p_step;
+            memset(p, 0, (size_t)f.p_step * sizeof(real));
+            memcpy(p, (real *)weights->p + i * H, (size_t)H * sizeof(real));
+        }
     }
 }
 
@@ -105,78 +154,110 @@ typedef struct {
     const frnn_worker *worker;
     reverse_shape shape;
     share share;
-    real *panel;             /* of BLOCK_ROWS rows */
-    real **h, **dy, **delta; /* for each position, the rows of the step at hand */
-    int first;               /* is this the first chunk, whose sums begin the gradients? */
+    real *panel; /* of BLOCK_ROWS rows */
+    reverse_rows rows;
+    int first; /* is this the first chunk, whose sums begin the gradients? */
 } reverse_call;
+
+#include "products.h"
 
 /* Finds the first rows: each worker those of some sequences. */
 static void reverse_prepare(const reverse_call *c, int d, const reverse_direction *v) {
     const frnn_backward_args *args = c->args;
     const int id = c->worker->id, size = c->worker->size;
-    const int64_t from = part(id, size, c->batch->B), to = part(id + 1, size, c->batch->B), H = c->layer->hidden_size;
+    const int64_t from = part(id, size, c->batch->B), to = part(id + 1, size, c->batch->B);
+    const int64_t H = c->layer->hidden_size, O = c->layer->output_size;
     sequences_of(c->batch, &args->x, d, 0, v->x, from, to);
-    sequences_of(c->batch, &args->y, d, d * H, v->y, from, to);
+    sequences_of(c->batch, &args->y, d, d * O, v->y, from, to);
     sequences_of(c->batch, &args->dx, d, 0, v->dx, from, to);
-    if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * H, v->dy, from, to);
+    if (args->kept.data) sequences_of(c->batch, &args->kept, d, d * c->shape.kept * H, v->kept, from, to);
+    if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * O, v->dy, from, to);
     for (int64_t p = from; p < to; ++p) {
-        v->h0[p] = (real *)args->h0 + (d * c->batch->B + sequence_at(c->batch, p)) * H;
+        v->h0[p] = state_row(args->h0, c->batch, d, p, O);
+        v->c0[p] = state_row(args->c0, c->batch, d, p, H);
+        if (c->shape.cell.shape.direct) v->direct_rows[p] = v->direct + p * c->shape.p_step;
     }
 }
 
 INLINE int64_t time_step(const frnn_rows *rows, int d) { return d ? -rows->time_step : rows->time_step; }
 
-/* Columns [unit, unit + n) of dJ/dhT into one row of a tile. */
-INLINE void load_dhT(const reverse_call *c, int d, int64_t p, int64_t unit, int64_t n, int vecs, real *tile) {
-    const real *dhT = c->args->dhT;
-    if (dhT) dhT += (d * c->batch->B + sequence_at(c->batch, p)) * c->layer->hidden_size + unit;
+/* Columns [unit, unit + n) of a row of a state's gradient into `vecs` vectors; a row that is NULL is zero. */
+INLINE void load_state(const real *row, int64_t unit, int64_t n, int vecs, real *out) {
     for (int u = 0; u < vecs; ++u) {
-        const int64_t lanes_left = most(0, n - u * VL);
-        v_store(tile + u * VL, dhT ? load_upto(dhT + u * VL, lanes_left) : v_set1(0));
+        v_store(out + u * VL, row ? load_upto(row + unit + u * VL, most(0, n - u * VL)) : v_set1(0));
     }
 }
 
-static const _Alignas(64) real zeros[TILE_VECS * VL];
-
-/* dh for positions [p, p + height), panel j: what comes back from the following step, or, where there is none, from
- * outside. `following` are the deltas of the following step, row by position. */
-INLINE void dh_tile(const reverse_call *c, int d, const reverse_direction *v, int64_t p, int height, int64_t j,
-                    const real *following, real *tile) {
-    const packing *R = &c->shape.R;
-    const int vecs = panel_vectors(R, j);
-    const int64_t unit = first_vector(R, j) * VL;
-    if (following) {
-        const real *rows[TILE_ROWS];
-        for (int r = 0; r < height; ++r) rows[r] = following + (p + r) * c->shape.step;
-        tile_kernels[height - 1][vecs - 1](R->K, rows, 1, v->R + packed_column(R, j) * R->K, zeros, 0, tile, vecs * VL);
-    } else {
-        for (int r = 0; r < height; ++r) load_dhT(c, d, p + r, unit, R->units - unit, vecs, tile + r * vecs * VL);
-    }
+/* dh of a stage for positions [p, p + height), panel j, from rows of deltas by position; zero if nothing is multiplied. */
+INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, int64_t p, int height, int64_t j,
+                    const real *deltas, real *tile) {
+    const reverse_stage *stage = &c->shape.stage[i];
+    const int vecs = panel_vectors(&stage->p, j);
+    const real *rows[TILE_ROWS];
+    for (int r = 0; r < height; ++r) rows[r] = deltas + (p + r) * c->shape.step + stage->delta;
+    tile_kernels[height - 1][vecs - 1](stage->p.K, rows, 1, v->packed + stage->packed + packed_panel(&stage->p, j),
+                                       zeros, 0, tile, vecs * VL);
 }
 
-/* delta_t of positions [from, to) and the worker's panels. */
-static void reverse_step(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to,
-                         const real *following) {
-    const cell_kernels *cell = &cells[c->layer->cell];
-    const packing *R = &c->shape.R;
+/* One stage of the step at hand for positions [from, to) and the worker's panels: `deltas`, row by position, are those of
+ * the following step or, in a second stage, of this one. Without them dh begins as the gradient of the last state. */
+static void reverse_stage_step(const reverse_call *c, int d, int i, const reverse_direction *v, int64_t from,
+                               int64_t to, const real *deltas) {
+    const reverse_shape *f = &c->shape;
+    const packing *stage = &f->stage[i].p;
     const share *s = &c->share;
     const split tiles = tiles_of(to - from);
-    for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
-        const int64_t unit = first_vector(R, j) * VL;
-        const int vecs = panel_vectors(R, j);
-        for (int64_t i = 0; i < tiles.parts; ++i) {
-            const int64_t p = from + split_at(&tiles, i);
-            const int height = (int)(from + split_at(&tiles, i + 1) - p);
-            const real *const *dy = c->args->dy.data ? (const real *const *)c->dy + p : NULL;
-            const reverse_point point = {height, vecs,        unit, R->units - unit, (const real *const *)c->h + p,
-                                         dy,     c->delta + p};
+    const reverse_rows *rows = &c->rows;
+    const int project = f->projected && i == 0;
+    reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .p_step = f->p_step};
+    point.p = v->packed + f->p_at;
+    point.dh_at = f->columns;
+    for (int64_t j = part(s->part, s->parts, stage->panels); j < part(s->part + 1, s->parts, stage->panels); ++j) {
+        point.vecs = panel_vectors(stage, j);
+        point.unit = first_vector(stage, j) * VL;
+        point.n = stage->units - point.unit;
+        for (int64_t t = 0; t < tiles.parts; ++t) {
+            const int64_t p = from + split_at(&tiles, t);
+            point.rows = (int)(from + split_at(&tiles, t + 1) - p);
+            point.y = (const real *const *)rows->y + p;
+            point.h = (const real *const *)rows->h + p;
+            point.c = (const real *const *)rows->c + p;
+            point.record = (const real *const *)rows->kept + p;
+            point.dy = c->args->dy.data && i == 0 ? (const real *const *)rows->dy + p : NULL;
+            point.delta = rows->delta + p;
+            point.direct = v->direct_rows + p;
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            for (int r = 0; r < height; ++r) {
-                prefetch_row(point.h[r] + unit, vecs);
-                if (dy) prefetch_row(dy[r] + unit, vecs);
+            for (int r = 0; r < point.rows; ++r) {
+                if (f->cell.shape.y_in_reverse) prefetch_row(point.y[r] + point.unit, point.vecs);
+                if (point.dy) prefetch_row(point.dy[r] + point.unit, point.vecs);
             }
-            dh_tile(c, d, v, p, height, j, following, tile);
-            cell->backward(tile, &point);
+            if (deltas) {
+                dh_tile(c, i, v, p, point.rows, j, deltas, tile);
+            } else {
+                for (int r = 0; r < point.rows; ++r) {
+                    const real *dhT = state_row(c->args->dhT, c->batch, d, p + r, stage->units);
+                    load_state(dhT, point.unit, point.n, point.vecs, tile + r * point.vecs * VL);
+                }
+            }
+            if (project) {
+                project_backward(tile, &point);
+            } else {
+                f->cell.backward(tile, &point);
+            }
+        }
+    }
+}
+
+/* For positions [from, to), whose last step this is: what passes beside the products begins as the gradient of c. */
+static void begin_direct(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to) {
+    const packing *units = &c->shape.stage[c->shape.stages - 1].p;
+    const share *s = &c->share;
+    if (!c->shape.cell.shape.direct) return;
+    for (int64_t j = part(s->part, s->parts, units->panels); j < part(s->part + 1, s->parts, units->panels); ++j) {
+        const int64_t unit = first_vector(units, j) * VL;
+        for (int64_t p = from; p < to; ++p) {
+            load_state(state_row(c->args->dcT, c->batch, d, p, units->units), unit, units->units - unit,
+                       panel_vectors(units, j), v->direct_rows[p] + unit);
         }
     }
 }
@@ -186,8 +267,12 @@ static void reverse_step(const reverse_call *c, int d, const reverse_direction *
 static void reverse_steps(const reverse_call *c, int d, const reverse_direction *v, int64_t t, int64_t end,
                           int64_t following) {
     const frnn_backward_args *args = c->args;
+    const reverse_shape *f = &c->shape;
+    const cell_shape *cell = &f->cell.shape;
     const share *s = &c->share;
-    const int64_t x_step = time_step(&args->x, d), y_step = time_step(&args->y, d);
+    const reverse_rows *now = &c->rows;
+    const int64_t x_step = time_step(&args->x, d), y_step = time_step(&args->y, d), H = c->layer->hidden_size;
+    const int64_t kept_step = time_step(&args->kept, d);
     const int64_t dx_step = time_step(&args->dx, d), dy_step = time_step(&args->dy, d);
     const real *next = v->carry;
     int64_t offset = 0;
@@ -196,131 +281,71 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
         const int64_t own_end = most(s->first, least(active, s->end)),
                       own_following = most(s->first, least(following, own_end));
         for (int64_t p = s->first; p < own_end; ++p) {
-            c->h[p] = v->y[p] + t * y_step;
-            if (args->dy.data) c->dy[p] = v->dy[p] + t * dy_step;
-            c->delta[p] = v->delta + (offset + p) * c->shape.step;
+            now->y[p] = v->y[p] + t * y_step;
+            now->h[p] = t > 0 ? now->y[p] - y_step : v->h0[p];
+            if (f->kept) now->kept[p] = v->kept[p] + t * kept_step;
+            if (cell->c != NONE) now->c[p] = t > 0 ? now->kept[p] - kept_step + cell->c * H : v->c0[p];
+            if (args->dy.data) now->dy[p] = v->dy[p] + t * dy_step;
+            now->delta[p] = v->delta + (offset + p) * f->step;
         }
         for (int64_t p = s->first; s->part == 0 && p < own_end; ++p) {
             v->chunk_x[offset + p] = v->x[p] + t * x_step;
-            v->chunk_h[offset + p] = t > 0 ? c->h[p] - y_step : v->h0[p];
+            v->chunk_h[offset + p] = now->h[p];
+            v->chunk_c[offset + p] = now->c[p];
+            v->chunk_kept[offset + p] = now->kept[p];
             v->chunk_dx[offset + p] = v->dx[p] + t * dx_step;
         }
-        reverse_step(c, d, v, s->first, own_following, next);
-        reverse_step(c, d, v, own_following, own_end, NULL);
+        if (f->input_step && s->part == 0) {
+            map_rows(cell->input, v->chunk_x + offset + s->first, own_end - s->first, c->layer->input_size,
+                     v->mapped + (offset + s->first) * f->input_step, f->input_step);
+        }
+        begin_direct(c, d, v, own_following, own_end);
+        reverse_stage_step(c, d, 0, v, s->first, own_following, next);
+        reverse_stage_step(c, d, 0, v, own_following, own_end, NULL);
+        next = v->delta + offset * f->step;
+        if (f->stages == 2) {
+            frnn_barrier(s->group, s->parts);
+            reverse_stage_step(c, d, 1, v, s->first, own_end, next);
+        }
         frnn_barrier(s->group, s->parts);
-        next = v->delta + offset * c->shape.step;
         offset += active;
         following = active;
     }
 }
 
-/* out (G*H, units) += delta^T rows over the chunk, for items [from, to) of panels x tiles of G*H. */
-static void sum_over_rows(const reverse_call *c, const real *delta, const packing *p, real *const *rows, int64_t count,
-                          int64_t from, int64_t to, real *out) {
-    const int64_t step = c->shape.step;
-    const split tiles = tiles_of(c->shape.GH);
-    for (int64_t item = from, next; item < to; item = next) {
-        const int64_t j = item / tiles.parts;
-        next = least(to, (j + 1) * tiles.parts);
-        const int vecs = panel_vectors(p, j);
-        const int64_t column = first_vector(p, j) * VL, n = p->units - column;
-        for (int64_t k = 0; k == 0 || k < count; k += BLOCK_ROWS) {
-            const int64_t K = least(BLOCK_ROWS, count - k);
-            const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
-            pack_panel(p, NULL, (const real *const *)rows + k, K, j, c->panel);
-            for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
-                const int64_t g = split_at(&tiles, i);
-                const int height = (int)(split_at(&tiles, i + 1) - g);
-                _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-                const real *columns[TILE_ROWS];
-                for (int r = 0; r < height; ++r) {
-                    columns[r] = delta + k * step + g + r;
-                    prefetch_to_write(out + (g + r) * p->units + column, vecs);
-                }
-                for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
-                    prefetch_row(rows[k + r] + column + vecs * VL, vecs);
-                }
-                tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
-                put_tile(tile, height, vecs, out + g * p->units + column, p->units, n, k > 0 || !c->first);
-            }
-        }
-    }
-}
-
-/* b += sum of delta over the chunk, for the vectors [from, to). */
-static void sum_biases(const reverse_call *c, const real *delta, int64_t count, int64_t from, int64_t to,
-                       const frnn_weights *out) {
-    real *biases[] = {out->b_ih, out->b_hh};
-    for (int64_t i = from; i < to; ++i) {
-        const int64_t n = c->shape.GH - i * VL;
-        for (int64_t k = 0; k == 0 || k < count; k += BLOCK_ROWS) {
-            vec sum = v_set1(0);
-            for (int64_t row = k; row < least(count, k + BLOCK_ROWS); ++row) {
-                sum = v_add(sum, v_load(delta + row * c->shape.step + i * VL));
-            }
-            for (int b = 0; b < 2; ++b) {
-                if (!biases[b]) continue;
-                const vec before = k > 0 || !c->first ? load_upto(biases[b] + i * VL, n) : v_set1(0);
-                store_upto(biases[b] + i * VL, v_add(before, sum), n);
-            }
-        }
-    }
-}
-
-/* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to). */
-static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
-    const packing *W = &c->shape.W;
-    const split tiles = tiles_of(to - from);
-    for (int64_t i = 0; i < tiles.parts; ++i) {
-        const int64_t m = from + split_at(&tiles, i);
-        const int height = (int)(from + split_at(&tiles, i + 1) - m);
-        const real *rows[TILE_ROWS];
-        for (int r = 0; r < height; ++r) rows[r] = v->delta + (m + r) * c->shape.step;
-        for (int64_t j = 0; j < W->panels; ++j) {
-            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            const int vecs = panel_vectors(W, j);
-            const int64_t column = first_vector(W, j) * VL;
-            for (int r = 0; r < height; ++r) prefetch_to_write(v->chunk_dx[m + r] + column, vecs);
-            tile_kernels[height - 1][vecs - 1](W->K, rows, 1, v->W + packed_column(W, j) * W->K, zeros, 0, tile,
-                                               vecs * VL);
-            for (int r = 0; r < height; ++r) {
-                real *out = v->chunk_dx[m + r] + column;
-                put_tile(tile + r * vecs * VL, 1, vecs, out, 0, W->units - column, c->layer->directions == 2);
-            }
-        }
-    }
-}
-
-/* All products over the chunk's `count` rows, shared out to all workers; and the deltas of the chunk's last step, `last`
- * rows, put by for the next one. */
-static void reverse_products(const reverse_call *c, int d, const reverse_direction *v, int64_t count, int64_t last) {
-    const reverse_shape *f = &c->shape;
-    const frnn_weights *out = &c->args->gradients[d];
-    const int id = c->worker->id, size = c->worker->size;
-    const int64_t x_items = f->x.panels * tiles_of(f->GH).parts;
-    const int64_t items = x_items + f->h.panels * tiles_of(f->GH).parts;
-    const int64_t from = part(id, size, items), to = part(id + 1, size, items);
-    sum_over_rows(c, v->delta, &f->x, v->chunk_x, count, from, least(to, x_items), out->W);
-    sum_over_rows(c, v->delta, &f->h, v->chunk_h, count, most(from - x_items, 0), to - x_items, out->R);
-    const int64_t vectors = divide_up(f->GH, VL);
-    sum_biases(c, v->delta, count, part(id, size, vectors), part(id + 1, size, vectors), out);
-    input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
-    for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
-        memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->GH * sizeof(real));
-    }
-}
-
-/* dh_0: what comes back from step 0 for its `active` positions, and dhT itself for sequences of length 0. */
+/* The gradients of the initial states: what comes back from step 0 for its `active` positions, and the gradients of the
+ * last states themselves for sequences of length 0. */
 static void initial_gradient(const reverse_call *c, int d, const reverse_direction *v, int64_t active) {
     const share *s = &c->share;
-    const packing *R = &c->shape.R;
+    const cell_shape *cell = &c->shape.cell.shape;
+    const packing *R = &c->shape.stage[0].p, *units = &c->shape.stage[c->shape.stages - 1].p;
     for (int64_t p = s->first; p < s->end; ++p) {
-        real *dh0 = (real *)c->args->dh0 + (d * c->batch->B + sequence_at(c->batch, p)) * R->units;
-        for (int64_t j = part(s->part, s->parts, R->panels); j < part(s->part + 1, s->parts, R->panels); ++j) {
+        real *dh0 = state_row(c->args->dh0, c->batch, d, p, R->units);
+        real *dc0 = state_row(c->args->dc0, c->batch, d, p, units->units);
+        const real *dhT = state_row(c->args->dhT, c->batch, d, p, R->units);
+        const real *dcT = state_row(c->args->dcT, c->batch, d, p, units->units);
+        for (int64_t j = part(s->part, s->parts, R->panels); dh0 && j < part(s->part + 1, s->parts, R->panels); ++j) {
             _Alignas(64) real tile[TILE_VECS * VL];
-            const int64_t unit = first_vector(R, j) * VL;
-            dh_tile(c, d, v, p, 1, j, p < active ? v->carry : NULL, tile);
-            put_tile(tile, 1, panel_vectors(R, j), dh0 + unit, 0, R->units - unit, 0);
+            const int64_t unit = first_vector(R, j) * VL, n = R->units - unit;
+            const int vecs = panel_vectors(R, j);
+            if (p < active) {
+                dh_tile(c, 0, v, p, 1, j, v->carry, tile);
+                for (int u = 0; cell->direct && cell->c == NONE && u < vecs; ++u) {
+                    const vec direct = v_load(v->direct_rows[p] + unit + u * VL);
+                    v_store(tile + u * VL, v_add(v_load(tile + u * VL), direct));
+                }
+            } else {
+                load_state(dhT, unit, n, vecs, tile);
+            }
+            put_tile(tile, 1, vecs, dh0 + unit, 0, n, 0);
+        }
+        for (int64_t j = part(s->part, s->parts, units->panels); dc0 && j < part(s->part + 1, s->parts, units->panels);
+             ++j) {
+            _Alignas(64) real tile[TILE_VECS * VL];
+            const int64_t unit = first_vector(units, j) * VL, n = units->units - unit;
+            const int vecs = panel_vectors(units, j);
+            load_state(p < active ? v->direct_rows[p] : dcT, unit, n, vecs, tile);
+            put_tile(tile, 1, vecs, dc0 + unit, 0, n, 0);
         }
     }
 }
@@ -333,15 +358,14 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
     reverse_direction *direction = space.direction;
     reverse_call c = {job, args, job->layer, batch, w, .shape = reverse_shape_of(job->layer)};
-    c.share = share_of(w, job->layer, batch, cells[job->layer->cell].gates);
+    c.share = share_of(w, job->layer, batch, c.shape.cell.shape.gates);
     c.panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
-    c.h = space.step_rows + 3 * w->id * batch->B;
-    c.dy = c.h + batch->B;
-    c.delta = c.dy + batch->B;
+    const int64_t own = w->id * batch->B;
+    c.rows = (reverse_rows){space.rows.y + own,    space.rows.h + own,  space.rows.c + own,
+                            space.rows.kept + own, space.rows.dy + own, space.rows.delta + own};
     const int D = job->layer->directions;
     for (int d = 0; d < D; ++d) {
-        direction[d].R = (const real *)args->packed + (size_t)d * reverse_direction_size(&c.shape);
-        direction[d].W = direction[d].R + packed_size(&c.shape.R);
+        direction[d].packed = (const real *)args->packed + d * c.shape.size;
         reverse_prepare(&c, d, &direction[d]);
     }
     frnn_barrier(FRNN_ALL, w->size);
@@ -365,8 +389,8 @@ static void reverse_work(void *argument, const frnn_worker *w) {
             reverse_products(&c, d, &direction[d], count, last);
             if (d + 1 < D) frnn_barrier(FRNN_ALL, w->size);
         }
-        macs +=
-            2.0 * D * (double)count * (double)c.shape.GH * (double)(job->layer->input_size + job->layer->hidden_size);
+        macs += 2.0 * D * (double)count * (double)c.shape.columns *
+                (double)(job->layer->input_size + job->layer->hidden_size);
         poll(job, w, &macs);
         frnn_barrier(FRNN_ALL, w->size);
         if (atomic_load(&job->stopped)) return;

@@ -1,17 +1,23 @@
 """fastrnn: recurrent networks on the CPU, forward and reverse, at the speed of the processor."""
 
-from . import reference, train
+from . import convert, initial, reference, train
 from ._core import version as __version__
+from .cells import CEC, GRU, LSTM, RNN, TDNN
 from .config import get_num_threads, set_num_threads, show_config
 from .gradients import Gradients, clip_grad_norm
-from .layers import RNN
 
 __all__ = [
+    "CEC",
+    "GRU",
+    "LSTM",
     "RNN",
+    "TDNN",
     "Gradients",
     "__version__",
     "clip_grad_norm",
+    "convert",
     "get_num_threads",
+    "initial",
     "reference",
     "set_num_threads",
     "show_config",

@@ -6,6 +6,7 @@ from numpy.typing import DTypeLike, NDArray
 version: str
 compiler: str
 
+_States = tuple[NDArray, ...]
 _Weights = tuple[tuple[NDArray | None, NDArray | None, NDArray | None, NDArray | None], ...]
 
 def isas() -> tuple[str, ...]: ...
@@ -43,7 +44,18 @@ class Packed: ...
 
 @final
 class Kernel:
-    def __init__(self, cell: str, dtype: np.dtype, directions: int, I: int, H: int) -> None: ...
+    def __init__(
+        self,
+        cell: str,
+        dtype: np.dtype,
+        directions: int,
+        I: int,
+        H: int,
+        O: int,
+        context: NDArray[np.int64] | None = None,
+    ) -> None: ...
+    @property
+    def kept(self) -> int: ...
     def pack(self, weights: _Weights, threads: int, backward: bool = False) -> Packed: ...
     def run_forward(
         self,
@@ -51,9 +63,10 @@ class Kernel:
         packed: Packed,
         x: NDArray,
         y: NDArray,
-        h0: NDArray,
-        hT: NDArray,
+        states: _States,
+        new_states: _States,
         threads: int,
+        kept: NDArray | None = None,
         x_copy: NDArray | None = None,
         y_copy: NDArray | None = None,
     ) -> None: ...
@@ -63,11 +76,12 @@ class Kernel:
         packed: Packed,
         x: NDArray,
         y: NDArray,
-        h0: NDArray,
+        kept: NDArray | None,
+        states: _States,
         dy: NDArray | None,
-        dhT: NDArray | None,
+        dstates: tuple[NDArray | None, ...] | None,
         dx: NDArray,
-        dh0: NDArray,
+        initial: _States,
         gradients: _Weights,
         threads: int,
     ) -> None: ...

@@ -37,7 +37,11 @@ cdef extern from "fastrnn.h" nogil:
         int cell
         frnn_dtype dtype
         int directions
-        int64_t input_size, hidden_size
+        int64_t input_size, hidden_size, output_size
+        const int64_t *context
+        int contexts
+    ctypedef struct frnn_shape:
+        int gates, kept, h, c, peephole
     ctypedef struct frnn_batch:
         int64_t T, B
         const int64_t *lengths
@@ -51,6 +55,8 @@ cdef extern from "fastrnn.h" nogil:
         void *R
         void *b_ih
         void *b_hh
+        void *P
+        void *p
     ctypedef struct frnn_interrupt:
         int (*should_stop)(void *context) noexcept
         void *context
@@ -59,21 +65,26 @@ cdef extern from "fastrnn.h" nogil:
         FRNN_BACKWARD
     ctypedef struct frnn_forward_args:
         const void *packed
-        frnn_rows x, y
+        frnn_rows x, y, kept
         void *x_copy
         void *y_copy
         const void *h0
+        const void *c0
         void *hT
+        void *cT
         frnn_interrupt interrupt
         void *workspace
     ctypedef struct frnn_backward_args:
         const void *packed
-        frnn_rows x, y
+        frnn_rows x, y, kept
         const void *h0
+        const void *c0
         frnn_rows dy
         const void *dhT
+        const void *dcT
         frnn_rows dx
         void *dh0
+        void *dc0
         const frnn_weights *gradients
         frnn_interrupt interrupt
         void *workspace
@@ -81,7 +92,7 @@ cdef extern from "fastrnn.h" nogil:
     const frnn_isa *frnn_isa_at(int index)
     const char *frnn_isa_name(const frnn_isa *isa)
     const char *frnn_cell_name(int cell)
-    int frnn_cell_gates(int cell)
+    frnn_shape frnn_layer_shape(const frnn_layer *layer)
     int frnn_processors()
     size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass which)
     frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass which,
@@ -264,27 +275,40 @@ cdef class Packed:
 
 @cython.final
 cdef class Kernel:
-    """One layer's kernels: a cell, its dtype and its sizes."""
+    """One layer's kernels: a cell, its dtype and its sizes; O is H unless the outputs are projected, and context (int64,
+    contiguous) is for the cells that have one."""
 
     cdef frnn_layer layer
-    cdef int64_t gates
+    cdef frnn_shape shape
+    cdef object context
     cdef int itemsize
 
-    def __cinit__(self, str cell, dtype, int directions, int64_t I, int64_t H):
+    def __cinit__(self, str cell, dtype, int directions, int64_t I, int64_t H, int64_t O, context=None):
         number = cells().index(cell)
-        self.layer = frnn_layer(number, FRNN_F32 if dtype == np.float32 else FRNN_F64, directions, I, H)
-        self.gates = frnn_cell_gates(number)
+        self.layer = frnn_layer(number, FRNN_F32 if dtype == np.float32 else FRNN_F64, directions, I, H, O, NULL, 0)
+        if context is not None:
+            self.context = context
+            self.layer.context, self.layer.contexts = <const int64_t *>cnp.PyArray_DATA(context), len(context)
+        self.shape = frnn_layer_shape(&self.layer)
         self.itemsize = dtype.itemsize
 
+    @property
+    def kept(self):
+        """Columns, each of H, of the record that training keeps of every step."""
+        return self.shape.kept
+
     cdef int weights_of(self, tuple arrays, frnn_weights *weights) except -1:
-        """(W, R, b_ih, b_hh) of each direction, as arrays or None for a bias that is not there."""
-        cdef int64_t rows = self.gates * self.layer.hidden_size
+        """(W, R, b_ih, b_hh, P, p) of each direction, as arrays or None for what is not there."""
+        cdef int64_t I = self.layer.input_size, H = self.layer.hidden_size, O = self.layer.output_size
+        cdef int64_t rows = self.shape.gates * H
         for d in range(self.layer.directions):
-            W, R, b_ih, b_hh = arrays[d]
-            weights[d].W = data_of(W, rows * self.layer.input_size, self.itemsize)
-            weights[d].R = data_of(R, rows * self.layer.hidden_size, self.itemsize)
+            W, R, b_ih, b_hh, P, p = arrays[d]
+            weights[d].W = data_of(W, rows * I * max(1, self.layer.contexts), self.itemsize)
+            weights[d].R = data_of(R, rows * O, self.itemsize)
             weights[d].b_ih = data_of(b_ih, rows, self.itemsize)
             weights[d].b_hh = data_of(b_hh, rows, self.itemsize)
+            weights[d].P = data_of(P, O * H, self.itemsize)
+            weights[d].p = data_of(p, 3 * H, self.itemsize)
         return 0
 
     def pack(self, tuple weights, int threads, bint backward=False):
@@ -301,21 +325,37 @@ cdef class Kernel:
         check(status, [])
         return packed
 
-    def run_forward(self, Batch batch, Packed packed, x, y, h0, hT, int threads, x_copy=None, y_copy=None):
-        """Fill y (rows of D*H) and hT (D, B, H) from x (rows of I) and h0 (D, B, H), and the copies of x and y."""
+    cdef int states_of(self, Batch batch, tuple arrays, void **h, void **c) except -1:
+        """The addresses of h (D, B, O) and c (D, B, H), those of them that the cell has; NULL if arrays is None."""
+        cdef int64_t rows = self.layer.directions * batch.B
+        h[0] = c[0] = NULL
+        if arrays is None:
+            return 0
+        if self.shape.h:
+            h[0] = data_of(arrays[0], rows * self.layer.output_size, self.itemsize)
+        if self.shape.c:
+            c[0] = data_of(arrays[self.shape.h], rows * self.layer.hidden_size, self.itemsize)
+        return 0
+
+    def run_forward(self, Batch batch, Packed packed, x, y, tuple states, tuple new_states, int threads, kept=None,
+                    x_copy=None, y_copy=None):
+        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*H; None: nothing) from x (rows of I) and the
+        states: h (D, B, O), c (D, B, H); and the copies of x and y."""
         cdef frnn_forward_args args
         cdef frnn_rows copy
         cdef frnn_status status
         cdef list interruption = []
-        cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
+        cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
         args.packed = packed.data
-        batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
-        batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
-        batch.rows_of(&copy, x_copy, self.layer.input_size, self.itemsize)
+        batch.rows_of(&args.x, x, I, self.itemsize)
+        batch.rows_of(&args.y, y, outputs, self.itemsize)
+        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&copy, x_copy, I, self.itemsize)
         args.x_copy = copy.data
-        batch.rows_of(&copy, y_copy, D * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&copy, y_copy, outputs, self.itemsize)
         args.y_copy = copy.data
-        args.h0, args.hT = data_of(h0, states, self.itemsize), data_of(hT, states, self.itemsize)
+        self.states_of(batch, states, <void **>&args.h0, <void **>&args.c0)
+        self.states_of(batch, new_states, &args.hT, &args.cT)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
         args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
         with nogil:
@@ -323,21 +363,25 @@ cdef class Kernel:
             free(args.workspace)
         check(status, interruption)
 
-    def run_backward(self, Batch batch, Packed packed, x, y, h0, dy, dhT, dx, dh0, tuple gradients, int threads):
-        """Fill dx, dh0 and the gradients (as weights); dy and dhT may be None. dx is added to if D is 2."""
+    def run_backward(self, Batch batch, Packed packed, x, y, kept, tuple states, dy, dstates, dx, tuple initial,
+                     tuple gradients, int threads):
+        """Fill dx, the gradients of the initial states and of the weights; dy and dstates (a tuple as states, or any of
+        it) may be None: zero. dx is added to if D is 2."""
         cdef frnn_backward_args args
         cdef frnn_weights sums[2]
         cdef frnn_status status
         cdef list interruption = []
-        cdef int64_t D = self.layer.directions, states = D * batch.B * self.layer.hidden_size
+        cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
         self.weights_of(gradients, sums)
         args.packed, args.gradients = packed.data, sums
-        batch.rows_of(&args.x, x, self.layer.input_size, self.itemsize)
-        batch.rows_of(&args.y, y, D * self.layer.hidden_size, self.itemsize)
-        batch.rows_of(&args.dy, dy, D * self.layer.hidden_size, self.itemsize)
-        batch.rows_of(&args.dx, dx, self.layer.input_size, self.itemsize)
-        args.h0, args.dhT = data_of(h0, states, self.itemsize), data_of(dhT, states, self.itemsize)
-        args.dh0 = data_of(dh0, states, self.itemsize)
+        batch.rows_of(&args.x, x, I, self.itemsize)
+        batch.rows_of(&args.y, y, outputs, self.itemsize)
+        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&args.dy, dy, outputs, self.itemsize)
+        batch.rows_of(&args.dx, dx, I, self.itemsize)
+        self.states_of(batch, states, <void **>&args.h0, <void **>&args.c0)
+        self.states_of(batch, dstates, <void **>&args.dhT, <void **>&args.dcT)
+        self.states_of(batch, initial, &args.dh0, &args.dc0)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
         args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD))
         with nogil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 
 import numpy as np
 
@@ -35,15 +36,44 @@ def shaped_array(value, name: str, shape: tuple[int, ...], dtype: np.dtype) -> n
 
 def positive_integer(value, name: str) -> int:
     """``value`` as an int, at least 1."""
+    return integer_at_least(value, name, 1)
+
+
+def integer_at_least(value, name: str, least: int) -> int:
+    """``value`` as an int, at least ``least``."""
+    number = integer(value, name)
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
+    return number
+
+
+def integer(value, name: str) -> int:
+    """``value`` as an int."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {number}")
     return number
+
+
+def offsets(value, name: str) -> tuple[int, ...]:
+    """``value`` as a tuple of distinct ints, each of which fits 32 bits."""
+    try:
+        given = list(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected integers, got {value!r}") from None
+    numbers = tuple(integer(number, name) for number in given)
+    if not numbers:
+        raise ValueError(f"{name}: expected at least one integer, got none")
+    for number in numbers:
+        if not -(2**31) < number < 2**31:
+            raise ValueError(f"{name}: expected integers beyond -2**31 and below 2**31, got {number}")
+    number, times = Counter(numbers).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{name}: expected distinct integers, got {number} more than once")
+    return numbers
 
 
 def flag(value, name: str) -> bool:

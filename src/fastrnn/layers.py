@@ -1,23 +1,24 @@
-"""Recurrent layers.
+"""What all layers share: parameters, stacking, directions, lengths, layouts, dropout, streaming, files.
 
-``Layer`` is what all of them share: parameters, stacking, directions, lengths, layouts, dropout, streaming. What
-differs stands in a subclass (options, shapes of the parameters) and in its engines, one for each layer of the stack,
-which run one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference``.
+What differs stands in a subclass (``cells.py``: options, shapes of the parameters) and in its engines, one for each
+layer of the stack, which run one layer over one batch: the C kernels here, plain NumPy in ``fastrnn.reference``.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from . import _core, checks, config
+from . import _core, checks, config, initial, storage
 from .gradients import Gradients
+from .weights import Weights
 
-State = Any  #: h, for the cells that have nothing else; as an argument any array-like, and None for zeros
+State = Any  #: h; (h, c) for LSTM, c for CEC, None for TDNN. As an argument any array-likes, and None for zeros
 
 
 class Parameters(dict):
@@ -49,16 +50,42 @@ class Tape:
     It is complete in itself: what becomes of x, y and the parameters after ``forward`` does not change the gradients.
     """
 
-    __slots__ = ("_batch", "_inputs", "_layer", "_masks", "_ndim", "_outputs", "_packed", "_states")
+    __slots__ = ("_batch", "_inputs", "_kept", "_layer", "_masks", "_ndim", "_outputs", "_packed", "_states")
 
     def __init__(self, layer, batch, ndim, states):
         self._layer, self._batch, self._ndim, self._states = layer, batch, ndim, states
-        self._inputs, self._outputs, self._masks, self._packed = [], [], [], []
+        self._inputs, self._outputs, self._kept, self._masks, self._packed = [], [], [], [], []
 
     @property
     def h(self) -> np.ndarray | tuple[np.ndarray, ...]:
         """Every step's output h_t, in the layout of y: one array, or a tuple with one for each layer of a stack."""
-        views = [output.view() for output in self._outputs]
+        return self._read_only([output.view() for output in self._outputs])
+
+    @property
+    def c(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Every step's c_t (LSTM, CEC), in the layout of y with ``D*H`` last."""
+        gates = len(self._layer._gates)
+        return self._columns("c", "c" in self._layer._states, gates, gates + 1)
+
+    @property
+    def gates(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Every step's gates (LSTM, GRU), after their nonlinearities, in the layout of y with ``D*G*H`` last: for each
+        direction block by block, in the order of the rows of ``weight_ih``."""
+        return self._columns("gates", self._layer._gates, 0, len(self._layer._gates))
+
+    def _columns(self, name, present, first, last):
+        """Columns of what was kept; a view unless two directions lie between."""
+        if not present:
+            raise AttributeError(f"tape.{name}: a layer of class {type(self._layer).__name__} has none")
+        D, H = self._layer.num_directions, self._layer.hidden_size
+        views = []
+        for kept, engine in zip(self._kept, self._layer._engines, strict=True):
+            rows = kept.shape[:-1]
+            columns = kept.reshape(*rows, D, engine.kept, H)[..., first:last, :]
+            views.append(columns.reshape(*rows, D * (last - first) * H))
+        return self._read_only(views)
+
+    def _read_only(self, views):
         for view in views:
             view.flags.writeable = False
         return views[0] if len(views) == 1 else tuple(views)
@@ -76,12 +103,13 @@ class _Inference:
         ----------
         x : array ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` for one unbatched sequence, or
             ``(sum(lengths), I)``, a ragged batch
-        state : the initial state, ``(L*D, B, H)``; None for zeros
+        state : the initial state: h ``(L*D, B, O)``; for LSTM the pair (h, c) with c ``(L*D, B, H)``, for CEC c, for
+            TDNN there is none; None for zeros
         lengths : ``(B,)`` integers in 0..T, in any order; None if all are T
 
         Returns
         -------
-        y : like x, with ``D*H`` last; zero past a sequence's length
+        y : like x, with ``D*O`` last; zero past a sequence's length
         state : after each sequence's last step
 
         Raises
@@ -96,10 +124,10 @@ class _Inference:
 
     def step(self, x_t: ArrayLike, state: State = None) -> tuple[np.ndarray, State]:
         """One time step of a stream: x_t ``(B, I)``, and the state that the last step returned (None: zeros). Returns
-        y_t ``(B, H)`` and the state. ValueError if the layer is bidirectional."""
+        y_t ``(B, O)`` and the state. ValueError if an output depends on other steps' inputs: of a bidirectional layer,
+        and of a TDNN."""
         layer = self._layer
-        if layer.num_directions == 2:
-            raise ValueError("step: expected a layer of one direction, got a bidirectional one")
+        layer._check_step()
         x_t = checks.real_array(x_t, "x_t", layer.dtype)
         if x_t.ndim != 2 or x_t.shape[1] != layer.input_size:
             raise ValueError(f"x_t: expected shape (B, {layer.input_size}), got {x_t.shape}")
@@ -113,9 +141,8 @@ class _Inference:
         new_states = tuple([np.empty_like(s) for s in states])
         y = None
         for k, engine in enumerate(layer._engines):
-            # A layer whose input is as wide as its output may write over it; the two halves of a bidirectional one
-            # read all of it.
-            if k == 0 or layer.num_directions == 2:
+            # A layer whose input is as wide as its output may write over it, unless it reads other steps.
+            if k == 0 or layer.num_directions == 2 or not layer._states:
                 x, y = (x if k == 0 else y), layer._empty(batch, x.shape, layer._output_width)
             else:
                 x = y
@@ -124,8 +151,8 @@ class _Inference:
                 self._prepared(k, threads),
                 x,
                 y,
-                *layer._states_of_layer(k, states),
-                *layer._states_of_layer(k, new_states),
+                layer._states_of_layer(k, states),
+                layer._states_of_layer(k, new_states),
                 threads,
             )
         return y, new_states
@@ -134,7 +161,25 @@ class _Inference:
 class Layer(_Inference):
     """A stack of recurrent layers; see a subclass."""
 
-    def __init__(self, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed):
+    # What a subclass says: its states, and the gates that a tape shows.
+    _states: ClassVar[tuple[str, ...]] = ("h",)
+    _gates: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers,
+        bias,
+        batch_first,
+        dropout,
+        bidirectional,
+        dtype,
+        seed,
+        init,
+        output_size=None,
+        coupled=False,
+    ):
         self.input_size = checks.positive_integer(input_size, "input_size")
         self.hidden_size = checks.positive_integer(hidden_size, "hidden_size")
         self.num_layers = checks.positive_integer(num_layers, "num_layers")
@@ -144,25 +189,32 @@ class Layer(_Inference):
         self.bidirectional = checks.flag(bidirectional, "bidirectional")
         self.num_directions = 2 if self.bidirectional else 1
         self.dtype = checks.real_dtype(dtype, "dtype")
-        self._output_width = self.num_directions * self.hidden_size
+        self._state_widths = {"h": output_size or self.hidden_size, "c": self.hidden_size}
+        self._output_width = self.num_directions * self._state_widths["h"]
         rng = np.random.default_rng(seed)
-        bound = 1 / math.sqrt(self.hidden_size)
         self.params = Parameters(
             {
-                name: rng.uniform(-bound, bound, checks.addressable(shape, name)).astype(self.dtype)
+                name: np.empty(checks.addressable(shape, name), self.dtype)
                 for k in range(self.num_layers)
                 for name, shape in self._parameter_shapes(k).items()
             }
         )
+        arrays = dict(self.params)
+        initial.initialise(arrays, self._kind().__name__, self.hidden_size, init, rng, coupled)
         self._dropout_rng = rng.spawn(1)[0]
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
-        self._engines = self._make_engines()
+        self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
 
     @property
     def _layer(self):
         return self
 
-    # What a subclass says.
+    @classmethod
+    def _kind(cls):
+        """The layer that this class is, or that it extends: RNN, LSTM, ..."""
+        return next(base for base in cls.__mro__ if Layer in base.__bases__)
+
+    # Parameters of layer k, and as its engine takes them.
 
     def _suffixes(self, k):
         return (f"_l{k}", f"_l{k}_reverse")[: self.num_directions]
@@ -175,36 +227,62 @@ class Layer(_Inference):
         rows, shapes = gates * self.hidden_size, {}
         for suffix in self._suffixes(k):
             shapes["weight_ih" + suffix] = (rows, self._input_size_of(k))
-            shapes["weight_hh" + suffix] = (rows, self.hidden_size)
+            shapes["weight_hh" + suffix] = (rows, self._state_widths["h"])
             if self.bias:
                 shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
         return shapes
 
     def _weights_of(self, k, arrays):
-        """(W, R, b_ih, b_hh) of each direction of layer k; None for a bias that is not there."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return tuple(tuple(arrays.get(name + suffix) for name in names) for suffix in self._suffixes(k))
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")
+        return tuple(Weights(*(arrays.get(name + suffix) for name in names)) for suffix in self._suffixes(k))
 
-    # States: internally a tuple of arrays (L*D, B, H).
+    def _kernel(self, cell, input_size, context=None):
+        H, O = self.hidden_size, self._state_widths["h"]
+        return _core.Kernel(cell, self.dtype, self.num_directions, input_size, H, O, context)
+
+    def _check_step(self):
+        if self.num_directions == 2:
+            raise ValueError("step: expected a layer of one direction, got a bidirectional one")
+
+    # States: internally a tuple of arrays (L*D, B, width).
 
     def _initial(self, state, B, ndim, name="state"):
-        shape = (self.num_layers * self.num_directions, B, self.hidden_size)
+        rows = self.num_layers * self.num_directions
+        shapes = [(rows, B, self._state_widths[part]) for part in self._states]
         if state is None:
-            return (np.zeros(shape, self.dtype),)
-        state = checks.real_array(state, name, self.dtype)
-        if state.shape != shape:
+            return tuple([np.zeros(shape, self.dtype) for shape in shapes])
+        if len(shapes) == 1:
+            return (self._initial_part(state, shapes[0], B, ndim, name),)
+        if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
+            expected = f"a pair ({', '.join(self._states)})" if shapes else "None, for this layer has no state"
+            came = (
+                f"{type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            )
+            raise ValueError(f"{name}: expected {expected}, got {came}")
+        return tuple(
+            [
+                self._initial_part(array, shape, B, ndim, f"{name}, {part}")
+                for array, shape, part in zip(state, shapes, self._states, strict=True)
+            ]
+        )
+
+    def _initial_part(self, array, shape, B, ndim, name):
+        if array is None:
+            return np.zeros(shape, self.dtype)
+        array = checks.real_array(array, name, self.dtype)
+        if array.shape != shape:
             # One unbatched sequence may leave out the axis of the batch.
-            if ndim == 3 or state.shape != (shape[0], shape[2]) or B != 1:
-                raise ValueError(f"{name}: expected shape {shape}, got {state.shape}")
-            state = state.reshape(shape)
-        return (state,)
+            if ndim == 3 or array.shape != (shape[0], shape[2]) or B != 1:
+                raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+            array = array.reshape(shape)
+        return array
 
     def _pack_state(self, states):
-        return states[0] if len(states) == 1 else states
+        return None if not states else states[0] if len(states) == 1 else states
 
     def _states_of_layer(self, k, states):
         D = self.num_directions
-        return states if self.num_layers == 1 else [s[k * D : (k + 1) * D] for s in states]
+        return states if self.num_layers == 1 else tuple([s[k * D : (k + 1) * D] for s in states])
 
     def _empty(self, batch, x_shape, width):
         """An array in the layout of the batch; zero where no step will write."""
@@ -259,17 +337,21 @@ class Layer(_Inference):
                 x = x * mask
             y = self._empty(batch, x.shape, self._output_width)
             y_copy = self._empty(batch, x.shape, self._output_width) if k == self.num_layers - 1 else None
+            width = self.num_directions * engine.kept * self.hidden_size
+            kept = self._empty(batch, x.shape, width) if width else None
             engine.run_forward(
                 batch,
                 engine.pack(self._weights[k], threads),
                 x,
                 y,
-                *self._states_of_layer(k, states),
-                *self._states_of_layer(k, new_states),
+                self._states_of_layer(k, states),
+                self._states_of_layer(k, new_states),
                 threads,
+                kept,
                 x_copy if k == 0 else None,
                 y_copy,
             )
+            tape._kept.append(kept)
             tape._inputs.append(x_copy if k == 0 and x_copy is not None else x)
             tape._outputs.append(y)
             tape._packed.append(engine.pack(self._weights[k], threads, backward=True))
@@ -284,7 +366,7 @@ class Layer(_Inference):
         tape : from this layer's ``forward``
         dy : dJ/dy, of y's shape: the gradient with respect to every step's output; None for zero. Not read past a
             sequence's length
-        dstate : dJ/d(the state that forward returned), of its shape; None for zero
+        dstate : dJ/d(the state that forward returned), of its shape; None, for the whole or a part of it, for zero
 
         Returns
         -------
@@ -298,9 +380,9 @@ class Layer(_Inference):
         batch, shape = tape._batch, tape._outputs[-1].shape
         if dy is not None:
             dy = checks.shaped_array(dy, "dy", shape, self.dtype)
-        dstates = (None,) if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
+        dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
         params = {name: np.empty_like(value) for name, value in self.params.items()}
-        initial = tuple(np.empty_like(s) for s in tape._states)
+        gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
         threads = config.get_num_threads()
         for k in reversed(range(self.num_layers)):
             x = tape._inputs[k]
@@ -311,16 +393,17 @@ class Layer(_Inference):
                 tape._packed[k],
                 x,
                 tape._outputs[k],
-                *self._states_of_layer(k, tape._states),
+                tape._kept[k],
+                self._states_of_layer(k, tape._states),
                 dy,
-                *(dstates if dstate is None else self._states_of_layer(k, dstates)),
+                None if dstates is None else self._states_of_layer(k, dstates),
                 dx,
-                *self._states_of_layer(k, initial),
+                self._states_of_layer(k, gradients_of_states),
                 self._weights_of(k, params),
                 threads,
             )
             dy = dx * tape._masks[k - 1] if k > 0 and tape._masks else dx
-        return Gradients(dx, self._pack_state(initial), params)
+        return Gradients(dx, self._pack_state(gradients_of_states), params)
 
     # Parameters.
 
@@ -344,15 +427,40 @@ class Layer(_Inference):
         }
         self.params.update(arrays)
 
+    # The options, for people and for files.
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the layer, its options and parameters, to a file in safetensors format, whole or not at all. OSError if
+        it cannot be written, ImportError without the safetensors package."""
+        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size}
+        storage.save(path, self._kind().__name__, sizes | self._options(), dict(self.params))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Layer:
+        """The layer that ``save`` wrote. ValueError if the file is damaged or holds another class, OSError if it
+        cannot be read, ImportError without the safetensors package."""
+        class_name, options, params = storage.load(path)
+        expected = cls._kind().__name__
+        if class_name != expected:
+            raise ValueError(f"{os.fspath(path)}: expected a layer of class {expected}, got {class_name}")
+        try:
+            layer = cls(**options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)}: expected a layer that fastrnn saved: {error}") from None
+        layer.load_state_dict(params)
+        return layer
+
     def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
-        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{', ' if options else ''}{options})"
+        options = "".join(f", {name}={value!r}" for name, value in self._options().items())
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{options})"
 
     def _options(self):
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        options = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
-        if self.dtype != np.float32:
-            options["dtype"] = self.dtype.name
+        """Those that differ from their defaults and make up the layer."""
+        options = {}
+        for name, parameter in inspect.signature(self._kind()).parameters.items():
+            if name not in ("input_size", "hidden_size", "seed", "init") and getattr(self, name) != parameter.default:
+                value = getattr(self, name)
+                options[name] = value.name if name == "dtype" else value
         return options
 
 
@@ -371,61 +479,3 @@ class Frozen(_Inference):
 
     def __repr__(self):
         return f"{self._layer!r}.frozen()"
-
-
-class RNN(Layer):
-    """The simple recurrent network (Elman, "Finding structure in time", Cognitive Science 14, 1990)::
-
-        h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
-
-    Parameters
-    ----------
-    input_size, hidden_size : I and H
-    num_layers : L, each layer of the stack reading the outputs of the one below
-    bias : whether there are b_ih and b_hh
-    batch_first : whether x and y are ``(B, T, .)`` and not ``(T, B, .)``
-    dropout : the probability with which ``forward`` drops what passes from layer to layer
-    bidirectional : whether a second direction reads every sequence from its last step back; D = 2
-    dtype : float32 or float64, of the parameters and all arrays
-    seed : for the initial parameters, U(-1/sqrt(H), 1/sqrt(H)), and for dropout; None for an unpredictable one
-    nonlinearity : f: "tanh", "relu", "logistic" or "identity"
-
-    Raises
-    ------
-    ValueError, TypeError
-        naming the argument that is wrong, what was expected and what came.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        dtype: DTypeLike = np.float32,
-        seed: int | None = None,
-        nonlinearity: str = "tanh",
-    ) -> None:
-        self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", ("tanh", "relu", "logistic", "identity"))
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
-
-    def _parameter_shapes(self, k):
-        return self._gated_shapes(k, 1)
-
-    def _make_engines(self):
-        return [
-            _core.Kernel(
-                f"rnn_{self.nonlinearity}", self.dtype, self.num_directions, self._input_size_of(k), self.hidden_size
-            )
-            for k in range(self.num_layers)
-        ]
-
-    def _options(self):
-        options = super()._options()
-        if self.nonlinearity != "tanh":
-            options["nonlinearity"] = self.nonlinearity
-        return options

@@ -5,9 +5,10 @@ whichever takes longer at the measured rate is the limit:
 
     limit = max(FLOPs / peak, bytes / bandwidth)
 
-- FLOPs: one forward pass does ``2 * T * B * G * H * (I + H)``, the two matrix products; the cell's pointwise
-  functions are not counted. Back-propagation does twice as much again: one product for the gradient of the
-  inputs and states, one for the gradient of the weights.
+- FLOPs: one forward pass does ``2 * T * B * G * H * (I + H)``, the two matrix products; without recurrent weights,
+  ``2 * T * B * G * H * I`` times the steps that an output reads. The cell's pointwise functions are not counted.
+  Back-propagation does twice as much again: one product for the gradient of the inputs and states, one for the gradient
+  of the weights.
 - Bytes: step t needs the result of step t - 1, so the recurrent weights, ``G * H * H`` numbers, are read at
   least once per step whatever the batch: T times forward, and T times in the reverse loop. The input weights,
   ``G * H * I`` numbers, can be reused over time: once forward and once in reverse is enough. Inputs, outputs
@@ -73,7 +74,7 @@ class Work:
     """Bytes of weights that are read again at every step, and so are worth keeping in a cache."""
 
     @classmethod
-    def recurrent(
+    def layer(
         cls,
         steps: int,
         batch: int,
@@ -81,16 +82,22 @@ class Work:
         hidden: int,
         *,
         gates: int,
+        recurrent: bool = True,
+        taps: int = 1,
         dtype: DTypeLike = np.float32,
         backward: bool = False,
     ) -> Work:
-        """The work of one recurrent layer: a forward pass, and with ``backward`` a reverse pass too."""
+        """The work of one layer: a forward pass, and with ``backward`` a reverse pass too.
+
+        ``recurrent`` tells whether it has recurrent weights, ``taps`` how many steps of its input an output reads.
+        """
         row_bytes = gates * hidden * np.dtype(dtype).itemsize
-        forward_flops = 2 * steps * batch * gates * hidden * (inputs + hidden)
+        columns, states = taps * inputs, hidden if recurrent else 0
+        forward_flops = 2 * steps * batch * gates * hidden * (columns + states)
         return cls(
             flops=forward_flops * (3 if backward else 1),
-            bytes_read=(steps * hidden + inputs) * row_bytes * (2 if backward else 1),
-            resident_bytes=hidden * row_bytes,
+            bytes_read=(steps * states + columns) * row_bytes * (2 if backward else 1),
+            resident_bytes=(states if recurrent else columns) * row_bytes,
         )
 
     def level(self, threads: int) -> Level:
@@ -155,7 +162,9 @@ def read_bandwidth(level: Level, threads: int = 1, seconds: float = 0.01) -> flo
     place = hierarchy.index(level)
     below = hierarchy[place - 1].capacity(threads) if place else 0
     size = 4 * below if level.name == "memory" else (below + level.capacity(threads)) // 2
-    array = np.ones(threads * max(size, 4096), np.uint8)
+    size = threads * max(size, 4096)
+    spare = np.ones(size + 64, np.uint8)
+    array = spare[-spare.ctypes.data % 64 :][:size]  # vectors that straddle two cache lines would halve the rate
     return _rate(lambda rounds: _core.read_loop(array, rounds, threads), seconds)
 
 

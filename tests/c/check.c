@@ -16,9 +16,10 @@ typedef struct {
 } shape;
 
 static const shape shapes[] = {
-    {0, 2, 3, 4, 1, 0, 0},   {1, 1, 1, 1, 1, 0, 0},      {7, 0, 3, 5, 2, 0, 0},    {5, 3, 17, 33, 2, 0, 0},
-    {9, 7, 5, 65, 1, 1, 0},  {9, 7, 5, 16, 2, 1, 1},     {40, 1, 8, 130, 2, 0, 0}, {6, 40, 20, 70, 1, 1, 0},
-    {3, 300, 4, 9, 2, 1, 1}, {30, 2, 300, 257, 1, 0, 0}, {300, 2, 3, 64, 1, 1, 0}, {20, 1, 64, 512, 1, 0, 0},
+    {0, 2, 3, 4, 1, 0, 0},     {1, 1, 1, 1, 1, 0, 0},      {7, 0, 3, 5, 2, 0, 0},    {5, 3, 17, 33, 2, 0, 0},
+    {9, 7, 5, 65, 1, 1, 0},    {9, 7, 5, 16, 2, 1, 1},     {40, 1, 8, 130, 2, 0, 0}, {6, 40, 20, 70, 1, 1, 0},
+    {3, 300, 4, 9, 2, 1, 1},   {30, 2, 300, 257, 1, 0, 0}, {300, 2, 3, 64, 1, 1, 0}, {20, 1, 64, 512, 1, 0, 0},
+    {20, 5, 24, 130, 1, 0, 0},
 };
 
 static uint64_t state;
@@ -46,7 +47,7 @@ static double at(frnn_dtype dtype, const void *data, int64_t i) {
     return dtype == FRNN_F32 ? (double)((const float *)data)[i] : ((const double *)data)[i];
 }
 
-enum { OUTPUTS = 13 };
+enum { OUTPUTS = 20 };
 
 /* All results of one call, forward and backward. */
 typedef struct {
@@ -83,9 +84,32 @@ static void *packed(const frnn_isa *isa, int threads, const frnn_layer *layer, f
     return data;
 }
 
-static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape *s, int threads) {
-    const int64_t D = s->directions, GH = frnn_cell_gates(cell) * s->H;
-    const frnn_layer layer = {cell, dtype, s->directions, s->I, s->H};
+/* The places of a layer's weights in one direction, each filled by fill(..., count, scale). */
+static frnn_weights weights_of(const frnn_layer *layer, int d, results *r) {
+    const frnn_shape shape = frnn_layer_shape(layer);
+    const int64_t I = layer->input_size * (layer->contexts ? layer->contexts : 1), H = layer->hidden_size;
+    const int64_t O = layer->output_size, GH = shape.gates * H;
+    const int64_t counts[] = {
+        GH * I, shape.h ? GH * O : 0, GH, shape.h && d == 0 ? GH : 0, O < H ? O * H : 0, shape.peephole ? 3 * H : 0};
+    void *data[6];
+    for (int i = 0; i < 6; ++i) {
+        data[i] = NULL;
+        if (counts[i] == 0) continue;
+        data[i] = r ? output(r, layer->dtype, counts[i]) : filled(layer->dtype, counts[i], 1 / sqrt((double)H));
+    }
+    return (frnn_weights){data[0], data[1], data[2], data[3], data[4], data[5]};
+}
+
+static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project, const shape *s, int threads) {
+    static const int64_t context[] = {-2, 0, 3};
+    const int64_t D = s->directions;
+    frnn_layer layer = {cell, dtype, s->directions, s->I, s->H, project ? (s->H + 2) / 3 : s->H, NULL, 0};
+    const frnn_shape of = frnn_layer_shape(&layer);
+    if (!of.h && !of.c) {
+        layer.context = context;
+        layer.contexts = 3;
+    }
+    const int64_t O = layer.output_size;
     int64_t *lengths = malloc((size_t)(s->B + 1) * sizeof *lengths),
             *order = malloc((size_t)(s->B + 1) * sizeof *order);
     int64_t *starts = calloc((size_t)s->B + 1, sizeof *starts), total = 0, n = 0;
@@ -106,42 +130,57 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, const shape 
     state = 42;
     frnn_weights weights[2], gradients[2];
     results r = {.n = 0};
-    void *x = filled(dtype, rows * s->I, 1), *dy = filled(dtype, rows * D * s->H, 1);
-    void *h0 = filled(dtype, D * s->B * s->H, 1), *dhT = filled(dtype, D * s->B * s->H, 1);
+    void *x = filled(dtype, rows * s->I, 1), *dy = filled(dtype, rows * D * O, 1);
+    void *h0 = of.h ? filled(dtype, D * s->B * O, 1) : NULL, *dhT = of.h ? filled(dtype, D * s->B * O, 1) : NULL;
+    void *c0 = of.c ? filled(dtype, D * s->B * s->H, 1) : NULL, *dcT = of.c ? filled(dtype, D * s->B * s->H, 1) : NULL;
     for (int d = 0; d < D; ++d) {
-        const double scale = 1 / sqrt((double)s->H);
-        weights[d] = (frnn_weights){filled(dtype, GH * s->I, scale), filled(dtype, GH * s->H, scale),
-                                    filled(dtype, GH, scale), d ? NULL : filled(dtype, GH, scale)};
-        gradients[d] = (frnn_weights){output(&r, dtype, GH * s->I), output(&r, dtype, GH * s->H), output(&r, dtype, GH),
-                                      d ? NULL : output(&r, dtype, GH)};
+        weights[d] = weights_of(&layer, d, NULL);
+        gradients[d] = weights_of(&layer, d, &r);
     }
-    void *y = output(&r, dtype, rows * D * s->H), *dx = output(&r, dtype, rows * s->I);
-    void *hT = output(&r, dtype, D * s->B * s->H), *dh0 = output(&r, dtype, D * s->B * s->H);
+    void *x_copy = output(&r, dtype, rows * s->I), *y_copy = output(&r, dtype, rows * D * O);
+    void *y = output(&r, dtype, rows * D * O), *dx = output(&r, dtype, rows * s->I);
+    void *kept = of.kept ? output(&r, dtype, rows * D * of.kept * s->H) : NULL;
+    void *hT = of.h ? output(&r, dtype, D * s->B * O) : NULL, *dh0 = of.h ? output(&r, dtype, D * s->B * O) : NULL;
+    void *cT = of.c ? output(&r, dtype, D * s->B * s->H) : NULL,
+         *dc0 = of.c ? output(&r, dtype, D * s->B * s->H) : NULL;
 
-    frnn_forward_args forward = {.h0 = h0, .hT = hT};
+    frnn_forward_args forward = {.h0 = h0, .c0 = c0, .hT = hT, .cT = cT};
     forward.packed = packed(isa, threads, &layer, FRNN_FORWARD, weights);
     forward.x = rows_of(x, s, s->I, ragged);
-    forward.y = rows_of(y, s, D * s->H, ragged);
+    forward.y = rows_of(y, s, D * O, ragged);
     forward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_FORWARD));
     if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();
+    if (of.kept) { /* backward reads what is kept, and keeping it changes nothing else */
+        const size_t bytes = (size_t)(rows * D * O) * (dtype == FRNN_F32 ? 4 : 8);
+        void *inferred = aligned(bytes);
+        memcpy(inferred, y, bytes);
+        forward.kept = rows_of(kept, s, D * of.kept * s->H, ragged);
+        forward.x_copy = x_copy;
+        forward.y_copy = y_copy;
+        if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();
+        if (memcmp(inferred, y, bytes) != 0) abort();
+        free(inferred);
+    }
 
-    frnn_backward_args backward = {.x = forward.x, .y = forward.y, .h0 = h0, .dhT = dhT, .dh0 = dh0};
+    frnn_backward_args backward = {.x = forward.x, .y = forward.y, .kept = forward.kept, .h0 = h0, .c0 = c0};
+    backward.dhT = dhT;
+    backward.dcT = dcT;
+    backward.dh0 = dh0;
+    backward.dc0 = dc0;
     backward.packed = packed(isa, threads, &layer, FRNN_BACKWARD, weights);
     backward.gradients = gradients;
-    backward.dy = rows_of(dy, s, D * s->H, ragged);
+    backward.dy = rows_of(dy, s, D * O, ragged);
     backward.dx = rows_of(dx, s, s->I, ragged);
     backward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_BACKWARD));
     if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
 
     void *spaces[] = {(void *)forward.packed, forward.workspace, (void *)backward.packed, backward.workspace};
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
-    void *inputs[] = {
-        x, dy, h0, dhT, lengths, order, starts, weights[0].W, weights[0].R, weights[0].b_ih, weights[0].b_hh};
+    void *inputs[] = {x, dy, h0, dhT, c0, dcT, lengths, order, starts};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; ++i) free(inputs[i]);
-    if (D == 2) {
-        free(weights[1].W);
-        free(weights[1].R);
-        free(weights[1].b_ih);
+    for (int d = 0; d < D; ++d) {
+        void *arrays[] = {weights[d].W, weights[d].R, weights[d].b_ih, weights[d].b_hh, weights[d].P, weights[d].p};
+        for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) free(arrays[i]);
     }
     return r;
 }
@@ -171,42 +210,50 @@ static uint64_t checksum(uint64_t sum, frnn_dtype dtype, const results *r) {
     return sum;
 }
 
+/* One cell and shape, in both element types, on every instruction set with 1 to 3 threads. */
+static void compare(int cell, int project, const shape *s, int number, int *passed, int *failed, uint64_t *sum) {
+    const frnn_isa *best = frnn_isa_at(0);
+    for (frnn_dtype dtype = FRNN_F32; dtype <= FRNN_F64; ++dtype) {
+        results first = run(best, dtype, cell, project, s, 1);
+        *sum = checksum(*sum, dtype, &first);
+        for (int index = 0; frnn_isa_at(index); ++index) {
+            const frnn_isa *isa = frnn_isa_at(index);
+            const int fused = strcmp(frnn_isa_name(isa), "generic") != 0;
+            results single = run(isa, dtype, cell, project, s, 1);
+            /* A rounding error of each product, grown by the steps of a linear recurrence. */
+            const double bound = fused ? 0 : dtype == FRNN_F32 ? 1e-3 : 1e-12;
+            for (int threads = 1; threads <= 3; ++threads) {
+                results now = run(isa, dtype, cell, project, s, threads);
+                const double from_first = difference(dtype, &first, &now);
+                const double from_single = difference(dtype, &single, &now);
+                const int good = from_first <= bound && from_single == 0;
+                *passed += good;
+                *failed += !good;
+                if (!good) {
+                    printf("%s %s%s f%d shape %d, %d threads: %g from the best, %g from one thread\n",
+                           frnn_isa_name(isa), frnn_cell_name(cell), project ? " projected" : "",
+                           dtype == FRNN_F32 ? 32 : 64, number, threads, from_first, from_single);
+                }
+                release(&now);
+            }
+            release(&single);
+        }
+        release(&first);
+    }
+}
+
 int main(void) {
     int passed = 0, failed = 0;
     uint64_t sum = 14695981039346656037u;
-    const frnn_isa *best = frnn_isa_at(0);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
         for (int cell = 0; frnn_cell_name(cell); ++cell) {
-            for (frnn_dtype dtype = FRNN_F32; dtype <= FRNN_F64; ++dtype) {
-                results first = run(best, dtype, cell, &shapes[i], 1);
-                sum = checksum(sum, dtype, &first);
-                for (int index = 0; frnn_isa_at(index); ++index) {
-                    const frnn_isa *isa = frnn_isa_at(index);
-                    const int fused = strcmp(frnn_isa_name(isa), "generic") != 0;
-                    results single = run(isa, dtype, cell, &shapes[i], 1);
-                    /* A rounding error of each product, grown by the steps of a linear recurrence. */
-                    const double bound = fused ? 0 : dtype == FRNN_F32 ? 1e-3 : 1e-12;
-                    for (int threads = 1; threads <= 3; ++threads) {
-                        results now = run(isa, dtype, cell, &shapes[i], threads);
-                        const double from_first = difference(dtype, &first, &now);
-                        const double from_single = difference(dtype, &single, &now);
-                        const int good = from_first <= bound && from_single == 0;
-                        passed += good;
-                        failed += !good;
-                        if (!good) {
-                            printf("%s %s f%d shape %d, %d threads: %g from the best, %g from one thread\n",
-                                   frnn_isa_name(isa), frnn_cell_name(cell), dtype == FRNN_F32 ? 32 : 64, (int)i,
-                                   threads, from_first, from_single);
-                        }
-                        release(&now);
-                    }
-                    release(&single);
-                }
-                release(&first);
-            }
+            const frnn_layer layer = {cell, FRNN_F32, 1, 1, 1, 1, NULL, 0};
+            const frnn_shape of = frnn_layer_shape(&layer);
+            compare(cell, 0, &shapes[i], (int)i, &passed, &failed, &sum);
+            if (of.h && of.c && shapes[i].H > 1) compare(cell, 1, &shapes[i], (int)i, &passed, &failed, &sum);
         }
     }
-    printf("checksum %016llx on %s\n", (unsigned long long)sum, frnn_isa_name(best));
+    printf("checksum %016llx on %s\n", (unsigned long long)sum, frnn_isa_name(frnn_isa_at(0)));
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -131,7 +131,15 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(cell: str, shape: Shape, pass_name: str, threads: int, dtype: str, repeat: int) -> dict[str, Any]:
     """Time all candidates on one shape, side by side with the rates that limit them."""
-    work = roofline.Work.recurrent(*shape, gates=CELLS[cell].gates, dtype=dtype, backward=PASSES[pass_name])
+    kind = CELLS[cell]
+    work = roofline.Work.layer(
+        *shape,
+        gates=kind.gates,
+        recurrent=kind.recurrent,
+        taps=kind.taps,
+        dtype=dtype,
+        backward=PASSES[pass_name],
+    )
     level = work.level(threads)
     clocks = {
         name: Clock(layer_call(layers, cell, shape, PASSES[pass_name], dtype)) for name, layers in CANDIDATES.items()
@@ -170,7 +178,7 @@ def measure(cell: str, shape: Shape, pass_name: str, threads: int, dtype: str, r
 def layer_call(layers: ModuleType, cell: str, shape: Shape, backward: bool, dtype: DTypeLike) -> Callable[[], object]:
     """A call without arguments that does one pass over random data with a layer of ``layers``."""
     rng = np.random.default_rng(0)
-    layer = getattr(layers, CELLS[cell].layer)(shape.inputs, shape.hidden, dtype=dtype, seed=0)
+    layer = CELLS[cell].make(layers, shape.inputs, shape.hidden, dtype=dtype, seed=0)
     x = rng.standard_normal((shape.steps, shape.batch, shape.inputs)).astype(dtype)
     dy = rng.standard_normal((shape.steps, shape.batch, shape.hidden)).astype(dtype)
 

@@ -7,9 +7,9 @@ import contextlib
 import importlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +27,27 @@ class Cell(NamedTuple):
     title: str
     gates: int
     """Rows of a weight matrix per hidden unit."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    recurrent: bool = True
+    """Whether it has recurrent weights."""
+    taps: int = 1
+    """How many steps of the input an output reads."""
+
+    def make(self, layers: ModuleType, *sizes: int, **options: Any) -> Any:
+        """The layer from ``layers``: fastrnn or fastrnn.reference."""
+        return getattr(layers, self.layer)(*sizes, **self.options, **options)
 
 
 CELLS = {
     "rnn": Cell("RNN", "Elman network", gates=1),
+    "lstm": Cell("LSTM", "LSTM", gates=4),
+    "lstm-peephole": Cell("LSTM", "LSTM with peepholes", gates=4, options={"peephole": True}),
+    "lstm-coupled": Cell("LSTM", "LSTM with coupled gates", gates=3, options={"coupled": True}),
+    "lstm-original": Cell("LSTM", "LSTM of 1997", gates=3, options={"forget_gate": False}),
+    "gru": Cell("GRU", "GRU", gates=3),
+    "gru-reset-before": Cell("GRU", "original GRU", gates=3, options={"reset_after": False}),
+    "cec": Cell("CEC", "constant error carousel", gates=1, recurrent=False),
+    "tdnn": Cell("TDNN", "time-delay network", gates=1, recurrent=False, taps=5),
 }
 
 
@@ -87,11 +104,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def add_cell_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cell`` with the names of ``CELLS``."""
+def add_cell_argument(parser: argparse.ArgumentParser, cells: Iterable[str] = CELLS) -> None:
+    """Add ``--cell`` with the names of ``CELLS``, or some of them."""
     parser.add_argument(
         "--cell",
-        choices=CELLS,
+        choices=tuple(cells),
         default="rnn",
         help="kind of recurrent layer: %(choices)s (default: %(default)s)",
     )

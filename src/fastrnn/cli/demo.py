@@ -1,9 +1,9 @@
 """``fastrnn demo``: a character language model trained with the NumPy reference and with the kernels.
 
-The model reads a text character by character and predicts the next one (Elman 1990; Mikolov et al. 2010)::
+The model reads a text character by character and predicts the next one (Elman 1990; Mikolov et al. 2010; Graves 2013)::
 
     x_t = one-hot code of character t
-    h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)       fastrnn.RNN, or its reference
+    h_t = a recurrent layer of x_t                          fastrnn.RNN, LSTM or GRU, or its reference
     p_t = softmax(W h_t + b)                                fastrnn.train.Linear
     J   = mean over t of -log p_t[character t + 1]          fastrnn.train.softmax_cross_entropy
 
@@ -78,7 +78,7 @@ class Trainer:
 
     def __init__(self, layers: Any, cell: str, text: Text, sizes: Sizes, seed: int) -> None:
         self.one_hot = np.eye(len(text.alphabet), dtype=np.float32)
-        self.layer = getattr(layers, CELLS[cell].layer)(len(text.alphabet), sizes.hidden, seed=seed)
+        self.layer = CELLS[cell].make(layers, len(text.alphabet), sizes.hidden, seed=seed)
         self.head = Linear(sizes.hidden, len(text.alphabet), seed=seed)
         self.optimizer = Adam(_named(self.layer.params, self.head.params), LEARNING_RATE)
         self.batches = _endless_batches(text.training, sizes)
@@ -142,7 +142,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "ends the training early.",
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this UTF-8 text file")
-    add_cell_argument(parser)
+    add_cell_argument(parser, ("rnn", "lstm", "gru"))
     parser.add_argument(
         "--seconds",
         type=_seconds,

@@ -4,6 +4,10 @@ Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed change
 """
 
 from ..gradients import Gradients, clip_grad_norm
+from .cec import CEC
+from .gru import GRU
+from .lstm import LSTM
 from .rnn import RNN
+from .tdnn import TDNN
 
-__all__ = ["RNN", "Gradients", "clip_grad_norm"]
+__all__ = ["CEC", "GRU", "LSTM", "RNN", "TDNN", "Gradients", "clip_grad_norm"]

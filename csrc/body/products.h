@@ -1,0 +1,180 @@
+/* The products over all rows of a chunk that follow its steps in reverse: dx and the gradients of the weights, from the
+ * chunk's deltas, which are still in cache. Workers share them out item by item. */
+
+/* A product over the chunk's rows, out += delta^T rows: the rows' columns [column, column + p.units), from the deltas
+ * [first, first + count), whose rows of out come in blocks of `height` in the order of block. */
+typedef struct {
+    packing p;
+    int64_t first, count, height, column;
+    const int *block;
+    real *const *rows;
+    real *out;
+    int64_t out_step;
+} row_sum;
+
+static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(sum->count).parts; }
+
+INLINE real *row_sum_out(const row_sum *sum, int64_t g) {
+    return sum->out + (sum->block[g / sum->height] * sum->height + g % sum->height) * sum->out_step;
+}
+
+/* Takes items [from, to) of panels x tiles of deltas. */
+static void sum_over_rows(const reverse_call *c, const real *delta, const row_sum *sum, int64_t rows, int64_t from,
+                          int64_t to) {
+    const int64_t step = c->shape.step;
+    const packing *p = &sum->p;
+    const split tiles = tiles_of(sum->count);
+    for (int64_t item = from, next; item < to; item = next) {
+        const int64_t j = item / tiles.parts;
+        next = least(to, (j + 1) * tiles.parts);
+        const int vecs = panel_vectors(p, j);
+        const int64_t column = first_vector(p, j) * VL, n = p->units - column;
+        for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
+            const int64_t K = least(BLOCK_ROWS, rows - k);
+            const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
+            pack_panel(p, NULL, sum->rows + k, sum->column, K, j, c->panel);
+            for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
+                const int64_t g = split_at(&tiles, i);
+                const int height = (int)(split_at(&tiles, i + 1) - g);
+                _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+                const real *columns[TILE_ROWS];
+                for (int r = 0; r < height; ++r) {
+                    columns[r] = delta + k * step + sum->first + g + r;
+                    prefetch_to_write(row_sum_out(sum, g + r) + column, vecs);
+                }
+                for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
+                    prefetch_row(sum->rows[k + r] + sum->column + column + vecs * VL, vecs);
+                }
+                tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
+                for (int r = 0; r < height; ++r) {
+                    put_tile(tile + r * vecs * VL, 1, vecs, row_sum_out(sum, g + r) + column, 0, n, k > 0 || !c->first);
+                }
+            }
+        }
+    }
+}
+
+/* All products over rows of one direction: the weights' gradients. */
+enum { ROW_SUMS = 3 };
+
+static int row_sums_of(const reverse_call *c, const reverse_direction *v, const frnn_weights *out, row_sum sums[]) {
+    const reverse_shape *f = &c->shape;
+    const cell_shape *s = &f->cell.shape;
+    const int64_t I = c->layer->input_size, H = c->layer->hidden_size, O = c->layer->output_size;
+    int n = 0;
+    sums[n++] = (row_sum){packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk_x, out->W, I};
+    sums[n++] =
+        (row_sum){packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk_h, out->R, O};
+    if (f->projected) {
+        sums[n++] =
+            (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * H, s->block, v->chunk_kept, out->P, H};
+    } else if (f->stages == 2) {
+        sums[n++] = (row_sum){packing_of(H, 1, 1, 0),
+                              s->h * H,
+                              (s->columns - s->h) * H,
+                              H,
+                              s->second * H,
+                              s->block + s->h,
+                              v->chunk_kept,
+                              out->R,
+                              H};
+    }
+    return n;
+}
+
+/* out += sum over the chunk's rows of delta [times other], n reals from `column` on. */
+static void sum_vectors(const reverse_call *c, const real *delta, int64_t column, real *const *other, int64_t at,
+                        int64_t rows, int64_t n, real *const out[2]) {
+    for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
+        vec sum = v_set1(0);
+        for (int64_t row = k; row < least(rows, k + BLOCK_ROWS); ++row) {
+            const vec d = load_upto(delta + row * c->shape.step + column, n);
+            sum = other ? v_fma(d, load_upto(other[row] + at, n), sum) : v_add(sum, d);
+        }
+        for (int b = 0; b < 2; ++b) {
+            if (!out[b]) continue;
+            store_upto(out[b], k > 0 || !c->first ? v_add(load_upto(out[b], n), sum) : sum, n);
+        }
+    }
+}
+
+/* The gradients of biases and peepholes, for this worker's units. */
+static void sum_biases(const reverse_call *c, const real *delta, real *const *c_before, real *const *kept, int64_t rows,
+                       const frnn_weights *out) {
+    const cell_shape *s = &c->shape.cell.shape;
+    const int64_t H = c->layer->hidden_size, vectors = divide_up(H, VL);
+    const int64_t from = part(c->worker->id, c->worker->size, vectors);
+    const int64_t to = part(c->worker->id + 1, c->worker->size, vectors);
+    for (int g = 0; g < s->columns; ++g) {
+        real *b_ih = g < s->x ? out->b_ih : NULL, *b_hh = s->h && g >= s->h_first ? out->b_hh : NULL;
+        for (int64_t i = from; i < to && (b_ih || b_hh); ++i) {
+            const int64_t unit = i * VL, row = s->block[g] * H + unit;
+            real *const biases[2] = {b_ih ? b_ih + row : NULL, b_hh ? b_hh + row : NULL};
+            sum_vectors(c, delta, g * H + unit, NULL, 0, rows, least(VL, H - unit), biases);
+        }
+    }
+    for (int g = 0; s->peephole && g < 3; ++g) { /* i and f look at c_{t-1}, o at c_t */
+        for (int64_t i = from; i < to; ++i) {
+            const int64_t unit = i * VL, n = least(VL, H - unit);
+            real *const peephole[2] = {(real *)out->p + g * H + unit, NULL};
+            if (s->peephole_of[g] == NONE) {
+                store_upto(peephole[0], v_set1(0), n);
+            } else {
+                sum_vectors(c, delta, s->peephole_of[g] * H + unit, g < 2 ? c_before : kept,
+                            g < 2 ? unit : s->c * H + unit, rows, n, peephole);
+            }
+        }
+    }
+}
+
+/* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to). */
+static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
+    const packing *W = &c->shape.W;
+    const int f = c->shape.cell.shape.input;
+    const split tiles = tiles_of(to - from);
+    for (int64_t j = 0; j < W->panels; ++j) {
+        const int vecs = panel_vectors(W, j);
+        const int64_t column = first_vector(W, j) * VL;
+        for (int64_t i = 0; i < tiles.parts; ++i) {
+            const int64_t m = from + split_at(&tiles, i);
+            const int height = (int)(from + split_at(&tiles, i + 1) - m);
+            const real *rows[TILE_ROWS];
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+            for (int r = 0; r < height; ++r) {
+                rows[r] = v->delta + (m + r) * c->shape.step;
+                prefetch_to_write(v->chunk_dx[m + r] + column, vecs);
+            }
+            tile_kernels[height - 1][vecs - 1](W->K, rows, 1, v->packed + c->shape.W_at + packed_panel(W, j), zeros, 0,
+                                               tile, vecs * VL);
+            for (int r = 0; r < height; ++r) {
+                real *out = v->chunk_dx[m + r] + column, *row = tile + r * vecs * VL;
+                for (int u = 0; f != IDENTITY && u < vecs; ++u) { /* v->chunk_x is f(x) */
+                    const vec x = v_load(v->chunk_x[m + r] + column + u * VL);
+                    v_store(row + u * VL, activation_gradient(f, x, v_load(row + u * VL)));
+                }
+                put_tile(row, 1, vecs, out, 0, W->units - column, c->layer->directions == 2);
+            }
+        }
+    }
+}
+
+/* All products over the chunk's `count` rows, shared out to all workers; and the deltas of the chunk's last step, `last`
+ * rows, put by for the next one. */
+static void reverse_products(const reverse_call *c, int d, const reverse_direction *v, int64_t count, int64_t last) {
+    const reverse_shape *f = &c->shape;
+    const int id = c->worker->id, size = c->worker->size;
+    row_sum sums[ROW_SUMS];
+    int64_t items = 0, before = 0;
+    const int n = row_sums_of(c, v, &c->args->gradients[d], sums);
+    for (int i = 0; i < n; ++i) items += row_sum_items(&sums[i]);
+    const int64_t from = part(id, size, items), to = part(id + 1, size, items);
+    for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
+        sum_over_rows(c, v->delta, &sums[i], count, most(from - before, 0),
+                      least(to - before, row_sum_items(&sums[i])));
+    }
+    sum_biases(c, v->delta, v->chunk_c, v->chunk_kept, count, &c->args->gradients[d]);
+    input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
+    for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
+        memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->columns * sizeof(real));
+    }
+}

@@ -1,0 +1,43 @@
+"""The constant error carousel (Hochreiter & Schmidhuber, Neural Computation 9, 1997):
+
+c_t = c_{t-1} + W g(x_t) + b        y_t = readout(c_t)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import cells
+from ..weights import Weights
+from .engine import Engine, over_steps
+from .functions import FUNCTIONS
+
+
+class Carousel(Engine):
+    kept, c = 1, 0
+    has_h = False
+
+    def __init__(self, nonlinearity, readout):
+        self.g, self.g_derivative = FUNCTIONS[nonlinearity]
+        self.readout, self.readout_derivative = FUNCTIONS[readout]
+
+    def forward(self, weights, x, states, active):
+        a = np.where(active, self.g(x) @ weights.W.T + weights.b_ih, 0)
+        c = np.cumsum(np.concatenate([states[0][None], a]), axis=0, dtype=x.dtype)
+        return self.readout(c[1:]), (c,), [c[1:]]
+
+    def backward(self, weights, x, y, states, kept, dy, dstates, active):
+        through_y = np.where(active, dy * self.readout_derivative(y), 0)
+        # c_t = c_{t-1} + a_t: what comes later comes back unchanged.
+        dc = np.cumsum(np.concatenate([dstates[0][None], through_y[::-1]]), axis=0, dtype=x.dtype)[::-1]
+        delta = np.where(active, dc[:-1], 0)
+        input_ = self.g(x)
+        dx = (delta @ weights.W) * self.g_derivative(input_)
+        return dx, (dc[0],), Weights(over_steps(delta, input_), b_ih=delta.sum((0, 1)))
+
+
+class CEC(cells.CEC):
+    __doc__ = cells.CEC.__doc__
+
+    def _make_engine(self, input_size):
+        return Carousel(self.nonlinearity, self.readout)

@@ -1,0 +1,186 @@
+"""Layers in files: the parameters as tensors in the safetensors format (https://github.com/huggingface/safetensors),
+and the class and its options as JSON in the header's metadata, under the key "fastrnn".
+
+A file is data from elsewhere. Before ``load`` allocates anything, it compares the length of the header with the file,
+and the names, shapes and dtypes in the header with those that the class and the options imply, so that a damaged or
+hostile file cannot ask for more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+
+from . import checks
+
+_KEY = "fastrnn"
+_VERSION = 1
+_LONGEST_HEADER = 2**20
+_DTYPES = {"F32": "float32", "F64": "float64"}
+
+
+def save(path: str | os.PathLike, class_name: str, options: dict, params: dict[str, np.ndarray]) -> None:
+    """Write a layer to ``path``, whole or not at all: a failure leaves a file that was there as it was.
+
+    ``options`` are those of the constructor, ``input_size`` and ``hidden_size`` among them, as JSON can hold them; one
+    that is left out has its default. Raises ValueError if options and parameters contradict each other, OSError if the
+    file cannot be written, ImportError if safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    path = os.path.realpath(_path(path))
+    about = json.dumps({"version": _VERSION, "class": class_name, "options": options})
+    params = {name: np.ascontiguousarray(value) for name, value in params.items()}
+    temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(16)}.tmp")
+    try:
+        # The permissions of the file that is replaced, or of any new one.
+        with open(temporary, "xb") as file:
+            mode = os.stat(path if os.path.exists(path) else temporary).st_mode & 0o777
+        try:
+            safetensors.numpy.save_file(params, temporary, {_KEY: about})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
+        try:
+            _open(safetensors, temporary)  # what could not be loaded must not replace a file that can
+        except ValueError as error:
+            raise ValueError(f"{path}: not saved: {error}") from None
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def load(path: str | os.PathLike) -> tuple[str, dict, dict[str, np.ndarray]]:
+    """The class name, the options and the parameters that ``save`` wrote to ``path``.
+
+    The parameters are exactly those that a layer of this class and with these options has. Raises ValueError naming
+    the file if it is damaged or was not written by ``save``, OSError if it cannot be read, ImportError if safetensors
+    is not installed.
+    """
+    safetensors = _safetensors()
+    path = _path(path)
+    try:
+        file, class_name, options, names = _open(safetensors, path)
+        with file:
+            return class_name, options, {name: file.get_tensor(name) for name in names}
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: expected a layer that fastrnn saved: {error}") from None
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("save and load need safetensors: pip install 'fastrnn[safetensors]'") from None
+    return safetensors
+
+
+def _path(path):
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"path: expected str or os.PathLike, got {path!r}")
+    return os.fspath(path)
+
+
+def _open(safetensors, path):
+    """The open file, the class name, the options and the names of the parameters. Only the header has been read, and
+    it agrees with itself and with the size of the file."""
+    with open(path, "rb") as file:  # the first 8 bytes are the length of the header
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"its {size} bytes are too few for its header")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"expected a header of at most {_LONGEST_HEADER} bytes, got {length}")
+    try:
+        file = safetensors.safe_open(path, framework="np")  # checks that the tensors fill the rest of the file
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from None
+    return file, *_about(file)
+
+
+def _about(file):
+    """The class name, the options and the names of the parameters in the header of an open file."""
+    try:
+        about = json.loads((file.metadata() or {})[_KEY])
+        version, class_name, options = about["version"], about["class"], about["options"]
+    except KeyError as error:
+        raise ValueError(f"its metadata have no {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata are damaged: {error}") from None
+    if version != _VERSION:
+        raise ValueError(f"expected version {_VERSION} of the format, got {version!r}")
+    names, held = [], set(file.keys())
+    for name, shape in parameter_shapes(class_name, options):
+        if name not in held:
+            raise ValueError(f"{name}: its options imply one, but there is none")
+        tensor = file.get_slice(name)
+        held_shape, held_dtype = tuple(tensor.get_shape()), _DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
+        if (held_shape, held_dtype) != (shape, options.get("dtype", "float32")):
+            implied = f"{options.get('dtype', 'float32')} {shape}"
+            raise ValueError(f"{name}: its options imply {implied}, got {held_dtype} {held_shape}")
+        held.remove(name)
+        names.append(name)
+    if held:
+        raise ValueError(f"{min(held)}: its options imply none, but there is one")
+    return class_name, options, names
+
+
+def parameter_shapes(class_name: str, options: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every parameter of a layer, one by one, so that absurd options cost nothing.
+
+    Raises ValueError naming the option that is wrong.
+    """
+    if class_name not in ("RNN", "LSTM", "GRU", "CEC", "TDNN"):
+        raise ValueError(f"class: expected RNN, LSTM, GRU, CEC or TDNN, got {class_name!r}")
+    if not isinstance(options, dict):
+        raise ValueError(f"options: expected an object, got {type(options).__name__}")
+
+    def size(name, default=None):
+        return checks.positive_integer(options.get(name, default), name)
+
+    def flag(name, default):
+        return checks.flag(options.get(name, default), name)
+
+    try:
+        I, H, L = size("input_size"), size("hidden_size"), size("num_layers", 1)
+        D, bias = 1 + flag("bidirectional", False), flag("bias", True)
+        O, projected, peephole = H, False, False
+        if class_name == "LSTM":
+            G = 3 if flag("coupled", False) or not flag("forget_gate", True) else 4
+            peephole = flag("peephole", False)
+            if options.get("proj_size", 0) != 0:
+                O, projected = size("proj_size"), True
+        elif class_name == "TDNN":
+            context = options.get("context", (-2, -1, 0, 1, 2))
+            if not isinstance(context, (list, tuple)):
+                raise ValueError(f"context: expected a list, got {context!r}")
+        else:
+            G = 3 if class_name == "GRU" else 1
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+    for k in range(L):
+        for suffix in (f"_l{k}", f"_l{k}_reverse")[:D]:
+            if class_name == "TDNN":
+                yield "weight" + suffix, (H, len(context), I)
+                if bias:
+                    yield "bias" + suffix, (H,)
+                continue
+            yield "weight_ih" + suffix, (G * H, I)
+            if class_name != "CEC":
+                yield "weight_hh" + suffix, (G * H, O)
+            if bias:
+                yield "bias_ih" + suffix, (G * H,)
+                if class_name != "CEC":
+                    yield "bias_hh" + suffix, (G * H,)
+            if projected:
+                yield "weight_hr" + suffix, (O, H)
+            if peephole:
+                yield "weight_peep" + suffix, (3 * H,)
+        I = D * O
