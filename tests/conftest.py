@@ -24,7 +24,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "exhaustive: over every input there is; runs only with --exhaustive")
     config.addinivalue_line(
         "markers",
-        "drawn(others, representatives=6): of the combinations of a test's parameters, run that many with each "
+        "drawn(others, representatives=4): of the combinations of a test's parameters, run that many with each "
         "row of helpers.REPRESENTATIVES, and `others` with each other row, on each backend",
     )
 

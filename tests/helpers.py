@@ -115,7 +115,7 @@ IDENTITY = EXACT[0]
 FMA_ISAS = tuple(name for name in _core.isas() if name != "generic")
 
 
-MOST_DRAWN = 6  # combinations of a test with one representative
+MOST_DRAWN = 4  # combinations of a test with one representative
 
 
 def drawn(items):

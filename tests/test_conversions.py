@@ -14,7 +14,7 @@ from helpers import (
     train,
 )
 
-pytestmark = pytest.mark.drawn(2, representatives=30)
+pytestmark = pytest.mark.drawn(2, representatives=4)
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 4, 5, 7
 

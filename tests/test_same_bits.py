@@ -70,7 +70,7 @@ def without_params(results):
     return {name: a for name, a in results.items() if "_l" not in name}
 
 
-@pytest.mark.drawn(1, representatives=8)
+@pytest.mark.drawn(1, representatives=4)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_repeats(isa, dtype, row, shape, rng):
     layer, data = draw(row, shape, dtype, rng)
@@ -80,7 +80,7 @@ def test_repeats(isa, dtype, row, shape, rng):
             assert_same_bits(train(layer, **data), want)
 
 
-@pytest.mark.drawn(1, representatives=10)
+@pytest.mark.drawn(1, representatives=5)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_threads(isa, dtype, row, shape, rng):
     layer, data = draw(row, shape, dtype, rng)
@@ -117,7 +117,7 @@ def test_instruction_sets_in_the_math(dtype, function):
     assert all(differing_bits(other, results[0]) == 0 for other in results[1:])
 
 
-@pytest.mark.drawn(1, representatives=16)
+@pytest.mark.drawn(1, representatives=6)
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], Shape(20, 33, 24, 130, 1, 1)], ids=str)
 def test_a_sequence_in_any_batch(isa, dtype, row, shape, threads, rng):
     """Outputs, states, and the gradients of inputs and initial states, which no other sequence enters."""
@@ -165,7 +165,7 @@ def test_padded_and_ragged(isa, dtype, row, directions, threads, rng):
     assert_same_bits(inferred, {name: want[name] for name in inferred}, note="ragged inference:")
 
 
-@pytest.mark.drawn(1, representatives=16)
+@pytest.mark.drawn(1, representatives=6)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.parts], ids=lambda row: row.id)
 @pytest.mark.parametrize("batch", [1, 2, 13])
 def test_whole_in_chunks_and_step_by_step(isa, dtype, row, batch, threads, rng):
@@ -202,7 +202,7 @@ def test_inference_frozen_and_training_agree(isa, dtype, row, shape, threads, rn
         assert_same_bits({name: got[name] for name in want}, want)
 
 
-@pytest.mark.drawn(1, representatives=16)
+@pytest.mark.drawn(1, representatives=6)
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_batch_first(isa, dtype, row, shape, threads, rng):
     layer, data = draw(row, shape, dtype, rng)
