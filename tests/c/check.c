@@ -210,7 +210,7 @@ static uint64_t checksum(uint64_t sum, frnn_dtype dtype, const results *r) {
     return sum;
 }
 
-/* One cell and shape, in both element types, on every instruction set with 1 to 3 threads. */
+/* One cell and shape, in both element types, on every instruction set, with 1 and with 3 threads. */
 static void compare(int cell, int project, const shape *s, int number, int *passed, int *failed, uint64_t *sum) {
     const frnn_isa *best = frnn_isa_at(0);
     for (frnn_dtype dtype = FRNN_F32; dtype <= FRNN_F64; ++dtype) {
@@ -222,7 +222,7 @@ static void compare(int cell, int project, const shape *s, int number, int *pass
             results single = run(isa, dtype, cell, project, s, 1);
             /* A rounding error of each product, grown by the steps of a linear recurrence. */
             const double bound = fused ? 0 : dtype == FRNN_F32 ? 1e-3 : 1e-12;
-            for (int threads = 1; threads <= 3; ++threads) {
+            for (int threads = 1; threads <= 3; threads += 2) {
                 results now = run(isa, dtype, cell, project, s, threads);
                 const double from_first = difference(dtype, &first, &now);
                 const double from_single = difference(dtype, &single, &now);
