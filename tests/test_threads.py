@@ -24,7 +24,7 @@ import fastrnn
 CALLERS = 8
 
 
-@pytest.mark.drawn(1)
+@pytest.mark.drawn(1, representatives=2)
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_calls_from_many_threads_at_once(row, dtype, pool, rng):
     """One layer shared by all callers: each gets the bits that it gets alone."""
