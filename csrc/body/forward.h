@@ -134,11 +134,7 @@ static void forward_pack(void *argument, const frnn_worker *w) {
                          packed + stage->R, from, to);
             if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
         }
-        for (int64_t i = 0; s->peephole && w->id == 0 && i < 3; ++i) {
-            real *p = packed + f.p + i * f.p_step;
-            memset(p, 0, (size_t)f.p_step * sizeof(real));
-            memcpy(p, (real *)weights->p + i * H, (size_t)H * sizeof(real));
-        }
+        if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p);
     }
 }
 

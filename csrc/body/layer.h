@@ -125,3 +125,11 @@ static void *take(arena *a, size_t count, size_t size) {
 }
 INLINE real *take_reals(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real)); }
 INLINE real **take_rows(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real *)); }
+
+/* Peepholes (3, H) into packed weights, `step` apart and zero from H on. */
+static void pack_peepholes(const real *p, int64_t H, int64_t step, real *packed) {
+    for (int64_t i = 0; i < 3; ++i, packed += step) {
+        memset(packed, 0, (size_t)step * sizeof(real));
+        memcpy(packed, p + i * H, (size_t)H * sizeof(real));
+    }
+}

@@ -137,11 +137,7 @@ static void reverse_pack(void *argument, const frnn_worker *w) {
             pack_blocks(&f.stage[1].p, weights->R, s->block + s->h, H, w, packed + f.stage[1].packed);
         }
         pack_blocks(&f.W, weights->W, s->block, H, w, packed + f.W_at);
-        for (int64_t i = 0; s->peephole && w->id == 0 && i < 3; ++i) {
-            real *p = packed + f.p_at + i * f.p_step;
-            memset(p, 0, (size_t)f.p_step * sizeof(real));
-            memcpy(p, (real *)weights->p + i * H, (size_t)H * sizeof(real));
-        }
+        if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p_at);
     }
 }
 
