@@ -13,6 +13,8 @@
  * All are within 2 ULP; results below the smallest normal number are flushed to zero. */
 
 #define EXP_RANGE BY_BITS(104, 746)
+#define TANH_RANGE BY_BITS(20, 40)
+#define LN2 BY_BITS(0.693147181f, 0.69314718055994531)
 #define LN2_HIGH BY_BITS(0x1.62e4p-1f, 0x1.62e42fefa38p-1)
 #define LN2_LOW BY_BITS(0x1.7f7d1cp-20f, 0x1.ef35793c7673p-45)
 #define LOG2_E BY_BITS(1.44269504f, 1.4426950408889634)
@@ -41,25 +43,31 @@ INLINE vec polynomial(const real *c, int n, vec x) {
     return p;
 }
 
-INLINE vec v_exp(vec x) {
-    x = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x));
-    const vec n = v_floor(v_mul(x, v_set1(LOG2_E)));
-    const vec r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x));
-    const vec q = polynomial(exp_q, LENGTH(exp_q), r);
-    return v_scale2(v_add(v_fma(v_mul(r, r), q, r), v_set1(1)), n);
+/* 2^n e^r, 0 <= r < ln2, n whole */
+INLINE vec exp_reduced(vec n, vec r) {
+    const vec one = v_set1(1), q = polynomial(exp_q, LENGTH(exp_q), r);
+    return v_scale2(v_fma(v_fma(q, r, one), r, one), n);
 }
+
+INLINE vec exp_from(vec x) { /* for x no further than EXP_RANGE from 0 */
+    const vec n = v_floor(v_mul(x, v_set1(LOG2_E)));
+    return exp_reduced(n, v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x)));
+}
+
+INLINE vec v_exp(vec x) { return exp_from(v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x))); }
 
 INLINE vec v_tanh(vec x) {
     const vec one = v_set1(1), magnitude = v_abs(x), square = v_mul(x, x);
     const vec small = v_fma(v_mul(x, square), polynomial(tanh_p, LENGTH(tanh_p), square), x);
-    const vec e = v_exp(v_add(magnitude, magnitude));
+    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude));
+    const vec n = v_floor(v_mul(twice, v_set1(LOG2_E))), e = exp_reduced(n, v_fnma(n, v_set1(LN2), twice));
     const vec large = v_sub(one, v_div(v_set1(2), v_add(e, one)));
     return v_select_le(magnitude, v_set1(TANH_SPLIT), small, v_copysign(large, x));
 }
 
 INLINE vec v_logistic(vec x) {
     const vec one = v_set1(1), split = v_set1(LOGISTIC_SPLIT), minus_x = v_sub(v_set1(0), x);
-    const vec e = v_exp(v_select_le(x, split, x, minus_x));
+    const vec e = exp_from(v_max(v_set1(-EXP_RANGE), v_select_le(x, split, x, minus_x)));
     const vec inverse = v_div(one, v_add(one, e));
     return v_select_le(x, split, v_fnma(e, v_mul(e, inverse), e), inverse);
 }

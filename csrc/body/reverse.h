@@ -49,7 +49,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     f.p_at = f.W_at + (int64_t)packed_size(&f.W);
     f.p_step = divide_up(H, VL) * VL;
     f.size = f.p_at + (s->peephole ? 3 * f.p_step : 0);
-    f.rows = most(32, least(BLOCK_ROWS, 131072 / f.columns));
+    f.rows = BLOCK_ROWS;
     /* An odd number of cache lines, so that a column of deltas does not fall into few sets of a cache. */
     const int64_t line = 64 / (int64_t)sizeof(real);
     f.step = (divide_up(f.columns + (f.projected ? O : 0), line) | 1) * line;

@@ -37,11 +37,14 @@ INLINE vec v_fnma(vec a, vec b, vec c) { return OP(fnmadd)(a, b, c); }
 INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 INLINE vec v_abs(vec a) { return OP(andnot)(OP(set1)((real)-0.0), a); }
-INLINE vec v_copysign(vec a, vec b) { return OP(or)(v_abs(a), OP(and)(OP(set1)((real)-0.0), b)); }
 INLINE vec v_floor(vec a) { return OP(roundscale)(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 INLINE vec v_scale2(vec a, vec n) { return OP(scalef)(a, n); }
 
 #if FRNN_BITS == 32
+INLINE vec v_copysign(vec a, vec b) { /* bit by bit, the mask's choice of a and b */
+    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(mask, _mm512_castps_si512(a), _mm512_castps_si512(b), 0xca));
+}
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), no, yes);
 }
@@ -54,6 +57,10 @@ INLINE vec v_zip_hi(vec a, vec b) {
     return _mm512_permutex2var_ps(a, index, b);
 }
 #else
+INLINE vec v_copysign(vec a, vec b) {
+    const __m512i mask = _mm512_set1_epi64(0x7fffffffffffffff);
+    return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(mask, _mm512_castpd_si512(a), _mm512_castpd_si512(b), 0xca));
+}
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ), no, yes);
 }
