@@ -6,7 +6,8 @@
  * 2^-57.1 (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
  *
  * tanh: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-29.4, 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond, with
- * the sign of x; each piece is monotone (near zero since the true slope exceeds the error).
+ * the sign of x; each piece is monotone (near zero since the true slope exceeds the error). There ln2 need not be in two
+ * parts: the larger n, the less the error of e counts. From TANH_RANGE / 2 on the result is 1.
  * logistic: 1 / (1 + e^-x) down to LOGISTIC_SPLIT; beyond, where the rounding of that sum would cost too much,
  * e - e * e / (1 + e) with e = e^x.
  *
@@ -45,11 +46,12 @@ INLINE vec polynomial(const real *c, int n, vec x) {
 
 /* 2^n e^r, 0 <= r < ln2, n whole */
 INLINE vec exp_reduced(vec n, vec r) {
-    const vec one = v_set1(1), q = polynomial(exp_q, LENGTH(exp_q), r);
-    return v_scale2(v_fma(v_fma(q, r, one), r, one), n);
+    const vec q = polynomial(exp_q, LENGTH(exp_q), r);
+    return v_scale2(v_add(v_fma(v_mul(r, r), q, r), v_set1(1)), n);
 }
 
-INLINE vec exp_from(vec x) { /* for x no further than EXP_RANGE from 0 */
+/* x no further than EXP_RANGE from 0 */
+INLINE vec exp_from(vec x) {
     const vec n = v_floor(v_mul(x, v_set1(LOG2_E)));
     return exp_reduced(n, v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x)));
 }

@@ -16,9 +16,6 @@ import numpy as np
 
 cnp.import_array()
 
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
-
 cdef extern from "fastrnn.h" nogil:
     ctypedef enum frnn_status:
         FRNN_OK
@@ -188,13 +185,7 @@ cdef int check(frnn_status status, list interruption) except -1:
     raise ValueError("sizes: the product of the dimensions overflows")
 
 
-cdef void *allocate(size_t size) except NULL:
-    if size == 0:
-        raise ValueError("sizes: the product of the dimensions overflows")
-    cdef void *data = aligned_alloc(64, (size + 63) // 64 * 64)
-    if data == NULL:
-        raise MemoryError(f"no memory for {size} bytes")
-    return data
+include "memory.pxi"
 
 
 cdef inline void *data_of(array, int64_t size, int itemsize) except? NULL:
@@ -267,10 +258,7 @@ cdef class Packed:
     """The weights of one layer, packed for one pass on the instruction set in use when they were."""
 
     cdef const frnn_isa *isa
-    cdef void *data
-
-    def __dealloc__(self):
-        free(self.data)
+    cdef Loan memory
 
 
 @cython.final
@@ -282,6 +270,7 @@ cdef class Kernel:
     cdef frnn_shape shape
     cdef object context
     cdef int itemsize
+    cdef list shelf
 
     def __cinit__(self, str cell, dtype, int directions, int64_t I, int64_t H, int64_t O, context=None):
         number = cells().index(cell)
@@ -290,7 +279,11 @@ cdef class Kernel:
             self.context = context
             self.layer.context, self.layer.contexts = <const int64_t *>cnp.PyArray_DATA(context), len(context)
         self.shape = frnn_layer_shape(&self.layer)
-        self.itemsize = dtype.itemsize
+        self.itemsize, self.shelf = dtype.itemsize, []
+
+    def empty(self, tuple shape, dtype):
+        """An uninitialised array, in memory that a later call uses again once nothing refers to it."""
+        return borrowed_array(self.shelf, shape, dtype)
 
     @property
     def kept(self):
@@ -319,9 +312,10 @@ cdef class Kernel:
         cdef frnn_status status
         self.weights_of(weights, pointers)
         packed.isa = chosen
-        packed.data = allocate(frnn_packed_size(chosen, &self.layer, which))
+        packed.memory = borrow(self.shelf, frnn_packed_size(chosen, &self.layer, which))
+        cdef void *data = packed.memory.block.data
         with nogil:
-            status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, packed.data)
+            status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, data)
         check(status, [])
         return packed
 
@@ -344,9 +338,10 @@ cdef class Kernel:
         cdef frnn_forward_args args
         cdef frnn_rows copy
         cdef frnn_status status
+        cdef Loan workspace
         cdef list interruption = []
         cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
-        args.packed = packed.data
+        args.packed = packed.memory.block.data
         batch.rows_of(&args.x, x, I, self.itemsize)
         batch.rows_of(&args.y, y, outputs, self.itemsize)
         batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
@@ -357,10 +352,10 @@ cdef class Kernel:
         self.states_of(batch, states, <void **>&args.h0, <void **>&args.c0)
         self.states_of(batch, new_states, &args.hT, &args.cT)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
+        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
+        args.workspace = workspace.block.data
         with nogil:
             status = frnn_forward(packed.isa, threads, &self.layer, &batch.batch, &args)
-            free(args.workspace)
         check(status, interruption)
 
     def run_backward(self, Batch batch, Packed packed, x, y, kept, tuple states, dy, dstates, dx, tuple initial,
@@ -370,10 +365,11 @@ cdef class Kernel:
         cdef frnn_backward_args args
         cdef frnn_weights sums[2]
         cdef frnn_status status
+        cdef Loan workspace
         cdef list interruption = []
         cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
         self.weights_of(gradients, sums)
-        args.packed, args.gradients = packed.data, sums
+        args.packed, args.gradients = packed.memory.block.data, sums
         batch.rows_of(&args.x, x, I, self.itemsize)
         batch.rows_of(&args.y, y, outputs, self.itemsize)
         batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
@@ -383,10 +379,10 @@ cdef class Kernel:
         self.states_of(batch, dstates, <void **>&args.dhT, <void **>&args.dcT)
         self.states_of(batch, initial, &args.dh0, &args.dc0)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        args.workspace = allocate(frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD))
+        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD))
+        args.workspace = workspace.block.data
         with nogil:
             status = frnn_backward(packed.isa, threads, &self.layer, &batch.batch, &args)
-            free(args.workspace)
         check(status, interruption)
 
 
@@ -411,10 +407,9 @@ def product(a, b):
     cdef void *right = data_of(b, K * N, a.itemsize)
     out = np.empty((M, N), a.dtype)
     cdef void *target = data_of(out, M * N, a.itemsize)
-    cdef void *workspace = allocate(frnn_product_workspace(chosen, dtype, K, N) + 64)
+    cdef Block workspace = Block(frnn_product_workspace(chosen, dtype, K, N) + 64)
     with nogil:
-        frnn_product(chosen, dtype, M, K, N, left, right, target, workspace)
-        free(workspace)
+        frnn_product(chosen, dtype, M, K, N, left, right, target, workspace.data)
     return out
 
 

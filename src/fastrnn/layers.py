@@ -143,7 +143,7 @@ class _Inference:
         for k, engine in enumerate(layer._engines):
             # A layer whose input is as wide as its output may write over it, unless it reads other steps.
             if k == 0 or layer.num_directions == 2 or not layer._states:
-                x, y = (x if k == 0 else y), layer._empty(batch, x.shape, layer._output_width)
+                x, y = (x if k == 0 else y), layer._empty(k, batch, x.shape, layer._output_width)
             else:
                 x = y
             engine.run_forward(
@@ -284,9 +284,12 @@ class Layer(_Inference):
         D = self.num_directions
         return states if self.num_layers == 1 else tuple([s[k * D : (k + 1) * D] for s in states])
 
-    def _empty(self, batch, x_shape, width):
-        """An array in the layout of the batch; zero where no step will write."""
-        return (np.zeros if batch.padded else np.empty)((*x_shape[:-1], width), self.dtype)
+    def _empty(self, k, batch, x_shape, width, zero=False):
+        """An array of layer k in the layout of the batch; zero where no step will write, or everywhere."""
+        array = self._engines[k].empty((*x_shape[:-1], width), self.dtype)
+        if zero or batch.padded:
+            array.fill(0)
+        return array
 
     # Inference, and training.
 
@@ -325,7 +328,7 @@ class Layer(_Inference):
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
         # The tape outlives the call, and the caller's arrays may change before it is used.
         states = tuple([s.copy() for s in self._initial(state, batch.B, x.ndim)])
-        x_copy = np.empty_like(x) if np.may_share_memory(x, given) else None
+        x_copy = self._engines[0].empty(x.shape, x.dtype) if np.may_share_memory(x, given) else None
         new_states = tuple([np.empty_like(s) for s in states])
         tape = Tape(self, batch, x.ndim, states)
         threads = config.get_num_threads()
@@ -335,10 +338,10 @@ class Layer(_Inference):
                 mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
                 tape._masks.append(mask)
                 x = x * mask
-            y = self._empty(batch, x.shape, self._output_width)
-            y_copy = self._empty(batch, x.shape, self._output_width) if k == self.num_layers - 1 else None
+            y = self._empty(k, batch, x.shape, self._output_width)
+            y_copy = self._empty(k, batch, x.shape, self._output_width) if k == self.num_layers - 1 else None
             width = self.num_directions * engine.kept * self.hidden_size
-            kept = self._empty(batch, x.shape, width) if width else None
+            kept = self._empty(k, batch, x.shape, width) if width else None
             engine.run_forward(
                 batch,
                 engine.pack(self._weights[k], threads),
@@ -387,7 +390,7 @@ class Layer(_Inference):
         for k in reversed(range(self.num_layers)):
             x = tape._inputs[k]
             # Both directions add to dx.
-            dx = (np.zeros if self.num_directions == 2 or batch.padded else np.empty)(x.shape, self.dtype)
+            dx = self._empty(k, batch, x.shape, x.shape[-1], zero=self.num_directions == 2)
             self._engines[k].run_backward(
                 batch,
                 tape._packed[k],

@@ -20,6 +20,8 @@ class Engine:
     c = None  #: which of them is the state c, if the cell has one
     has_h = True  #: whether the output y_t is also a state, h_t
 
+    empty = staticmethod(np.empty)
+
     def pack(self, weights, threads, backward=False):
         """A copy of the weights, which later changes of the originals do not reach."""
         return tuple(direction._make(None if w is None else w.copy() for w in direction) for direction in weights)
