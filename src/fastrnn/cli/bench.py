@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--peers",
         action="store_true",
         help="also time PyTorch, ONNX Runtime and JAX where they are installed; without --shapes on a whole grid "
-        "and special points (about 25 minutes on two cores)",
+        "(about 25 minutes on two cores)",
     )
     parser.add_argument(
         "--cell",
@@ -76,7 +76,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--shapes",
         type=_shapes,
         metavar="TxBxIxH,...",
-        help="steps x batch x inputs x hidden units (default: " + ",".join(map(str, DEFAULT_SHAPES)) + ")",
+        help="steps x batch x inputs x hidden units (default: " + ",".join(map(str, DEFAULT_SHAPES)) + "; with --peers "
+        f"{len(GRID_SHAPES)} shapes, and besides sentences, denormal numbers, a stack of layers, single steps)",
     )
     parser.add_argument(
         "--threads", type=positive_ints, metavar="N,...", help="numbers of threads (default: 1 and all)"
@@ -99,7 +100,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="FILE",
-        help="measure nothing: report on what --json wrote, as a table and a plot",
+        help="measure nothing: make a table and a plot of what --json wrote",
     )
     parser.add_argument(
         "--output",

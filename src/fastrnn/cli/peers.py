@@ -162,7 +162,10 @@ def onnxruntime_calls(problem: Problem) -> Candidates:
 
 
 def jax_calls(problem: Problem) -> Candidates:
-    """``jax.lax.scan`` under ``jit``, the input product before it. Its threads are the CPUs of the process."""
+    """``jax.lax.scan`` under ``jit``, the input product before it, on weights (I, G*H) and (H, G*H) as in Flax.
+
+    Its threads are the processors of the process.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -191,10 +194,10 @@ def jax_calls(problem: Problem) -> Candidates:
 
     def direction(params, suffix, x, states, reverse):
         R, b_hh = params["weight_hh" + suffix], params["bias_hh" + suffix]
-        a = x @ params["weight_ih" + suffix].T + params["bias_ih" + suffix].at[hoisted].add(b_hh[hoisted])
+        a = x @ params["weight_ih" + suffix] + params["bias_ih" + suffix].at[hoisted].add(b_hh[hoisted])
 
         def step(states, a_t):
-            states = equations(a_t, states[0] @ R.T, b_hh[2 * H :], states)
+            states = equations(a_t, states[0] @ R, b_hh[2 * H :], states)
             return states, states[0]
 
         return jax.lax.scan(step, states, a, reverse=reverse)
@@ -213,7 +216,7 @@ def jax_calls(problem: Problem) -> Candidates:
         y, pull_back = jax.vjp(lambda params, x: forward(params, x, states)[0], params, x)
         return y, pull_back(dy)
 
-    params = {key: jnp.asarray(value) for key, value in problem.params.items()}
+    params = {key: jnp.asarray(value.T) for key, value in problem.params.items()}
     x, dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
     zeros = [jnp.zeros((point.shape.batch, H), problem.dtype)] * (2 if point.cell == "lstm" else 1)
     states = tuple(jnp.asarray(s[0]) for s in problem.states) or tuple(zeros)

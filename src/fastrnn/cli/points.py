@@ -113,7 +113,7 @@ def special_points(cells: Iterable[str]) -> Iterator[Point]:
     for cell in (cell for cell in cells if cell in GRID_CELLS):
         for name in PASSES[:2]:
             yield Point(cell, Shape(max(lengths), len(lengths), 128, 256), name, "sentences", lengths=lengths)
-            yield Point(cell, Shape(100, 32, 128, 128), name, "denormal", scale=DENORMAL)
+            yield Point(cell, Shape(100, 32, 128, 128), name, "denormals", scale=DENORMAL)
             if cell == "lstm":
                 yield Point(cell, Shape(50, 32, 300, 300), name, "2 layers, 2 directions", layers=2, directions=2)
         for size in STEP_SIZES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class Row:
         return f"{self.shape}{', ' * bool(self.variant)}{self.variant}"
 
     @property
+    def place(self) -> tuple[Any, ...]:
+        """What it has in common with its variants."""
+        return self.cell, self.pass_name, self.threads, self.shape
+
+    @property
     def title(self) -> str:
         """Which point it is, in words."""
         return f"{self.cell} {self.label}, {self.pass_name}, {_threads(self.threads)}"
@@ -74,7 +80,7 @@ def run(path: Path, output: Path | None) -> int:
         draw(figures, rows, plot)
     except OSError as error:
         raise CliError(f"--output: cannot write {error.filename or stem}: {error.strerror}") from None
-    print(f"\nwritten: {table}, {plot}")
+    print(f"written: {table}, {plot}", file=sys.stderr)
     return 0
 
 
@@ -112,9 +118,10 @@ def _rows(path: Path, figures: dict[str, Any]) -> list[Row]:
             )
             for result in figures["results"]
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+        best = [row.best for row in rows]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CliError(f"--report: {path} is damaged: {type(error).__name__}: {error}") from None
-    if not rows:
+    if not best:
         raise CliError(f"--report: {path} has no results yet")
     return rows
 
@@ -143,7 +150,7 @@ def _behind(rows: Sequence[Row]) -> Iterator[str]:
     behind = sorted((row for row in rows if row.best_ratio < 1), key=lambda row: row.best_ratio)
     yield f"\n## Behind the best peer: {len(behind)} of {len(rows)} points\n"
     for row in behind:
-        yield f"- {row.title}: {row.best} {row.best_ratio:.2f}"
+        yield f"- {row.title}: {_title(row.best)} takes {row.best_ratio:.2f} of our time"
     if not behind:
         yield "None."
 
@@ -177,6 +184,7 @@ def _means(rows: Sequence[Row]) -> Iterator[str]:
 
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
     """A table for each kind of point, with the candidates that it has."""
+    plain = {row.place: row for row in rows if not row.variant}
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.variant or ("one step" if row.pass_name == "step" else "layers"), []).append(row)
@@ -191,8 +199,8 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
             ],
             (
                 [
-                    *(row.cell, row.pass_name, str(row.threads), str(row.shape), duration(row.seconds)),
-                    *(f"{row.flops / row.seconds / 1e9:.1f}", _percent(row.fraction)),
+                    *_place(row),
+                    *(duration(row.seconds), f"{row.flops / row.seconds / 1e9:.1f}", _percent(row.fraction)),
                     *(_ratio(row.ratios.get(name)) for name in names),
                     *(_title(row.best), _ratio(row.best_ratio)),
                 ]
@@ -200,6 +208,26 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
             ),
             "llrlrrr" + "r" * len(names) + "lr",
         )
+        pairs = [(row, plain[row.place]) for row in group if row.variant and row.place in plain]
+        if pairs:
+            yield f"\nTimes as multiples of those without {title}:\n"
+            yield from _table(
+                ["cell", "pass", "threads", "T x B x I x H", "fastrnn", *map(_title, names)],
+                ([*_place(row), *_multiples(row, other, names)] for row, other in pairs),
+                "llrlr" + "r" * len(names),
+            )
+
+
+def _multiples(row: Row, other: Row, names: Iterable[str]) -> Iterator[str]:
+    """Of the times of ``other``, ours and the candidates'."""
+    ours = row.seconds / other.seconds
+    yield _ratio(ours)
+    for name in names:
+        yield _ratio(ours * row.ratios[name] / other.ratios[name] if name in row.ratios.keys() & other.ratios else None)
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row.cell, row.pass_name, str(row.threads), str(row.shape)
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]], alignment: str) -> Iterator[str]:
@@ -251,50 +279,53 @@ def draw(figures: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     figure, grid = pyplot.subplots(
         len(passes),
         2,
-        figsize=(11, 0.3 * sum(heights) + 1.6),
+        figsize=(11, 0.31 * sum(heights) + 1.8),
         height_ratios=heights,
         layout="constrained",
         squeeze=False,
         sharex="col",
     )
     for name, (left, right) in zip(passes, grid, strict=True):
-        own = [row for row in rows if row.pass_name == name]
         for axes, value, title in (
             (left, lambda row: row.best_ratio, "time of the best peer / ours"),
             (right, lambda row: row.fraction, "fraction of the machine's limit"),
         ):
-            _scatter(axes, own, labels[name], value)
+            _scatter(axes, rows, name, labels[name], value)
             axes.set_title(f"{name}: {title}", fontsize=10, loc="left")
         right.tick_params(labelleft=False)
     _scales(grid, rows)
-    figure.suptitle(_machine(figures).replace("; ", "\n"), fontsize=9)
+    figure.suptitle(_machine(figures).replace("; ", "\n") + "\nshapes: T x B x I x H", fontsize=9)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
-def _scatter(axes: Any, rows: Sequence[Row], labels: Sequence[str], value: Callable[[Row], float]) -> None:
-    """A marker for each cell, filled for the smallest number of threads."""
+def _scatter(
+    axes: Any, rows: Sequence[Row], pass_name: str, labels: Sequence[str], value: Callable[[Row], float]
+) -> None:
+    """The rows of a pass: a marker for each cell, filled for the smallest number of threads."""
     cells = list(dict.fromkeys(row.cell for row in rows))
     counts = sorted({row.threads for row in rows})
     for k, cell in enumerate(cells):
         for threads in counts:
-            own = [row for row in rows if (row.cell, row.threads) == (cell, threads)]
+            own = [row for row in rows if (row.pass_name, row.cell, row.threads) == (pass_name, cell, threads)]
             axes.scatter(
                 [value(row) for row in own],
                 [labels.index(row.label) + 0.22 * (k - (len(cells) - 1) / 2) for row in own],
                 marker=MARKERS[k % len(MARKERS)],
-                s=26,
+                s=28,
                 facecolor=f"C{k}" if threads == counts[0] else "white",
                 edgecolor=f"C{k}",
                 linewidth=1.1,
                 label=f"{cell}, {_threads(threads)}",
                 zorder=3,
             )
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks(range(len(labels)), [label.replace(", ", "\n", 1) for label in labels], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.grid(axis="x", color="0.9")
+    axes.grid(axis="x", color="0.85", linewidth=0.7)
     for place in range(0, len(labels), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
 
@@ -303,15 +334,14 @@ def _scales(grid: Any, rows: Sequence[Row]) -> None:
     """Ratios on a logarithmic scale with 1 on it, fractions from 0."""
     ratios = [row.best_ratio for row in rows]
     low, high = min(0.8, min(ratios) / 1.15), max(2.0, max(ratios) * 1.15)
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if low <= tick <= high]
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if low <= tick <= high]
     for left, right in grid:
         left.set_xscale("log")
         left.set_xlim(low, high)
         left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         left.xaxis.set_minor_locator(require("matplotlib.ticker").NullLocator())
-        left.axvline(1, color="0.3", linewidth=1, zorder=2)
-        left.tick_params(labelbottom=True, labelsize=8)
         right.set_xlim(0, max(1.05, 1.05 * max(row.fraction for row in rows)))
-        right.axvline(1, color="0.3", linewidth=1, zorder=2)
         right.xaxis.set_major_formatter(require("matplotlib.ticker").PercentFormatter(1))
-        right.tick_params(labelbottom=True, labelsize=8)
+        for axes in (left, right):
+            axes.axvline(1, color="0.3", linewidth=1, zorder=2)
+            axes.tick_params(axis="x", labelbottom=True, labelsize=8)
