@@ -185,6 +185,14 @@ class TestReport:
         assert (tmp_path / "out.md").read_text() == out
         assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_output_may_be_a_folder(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        folder, path = tmp_path / "folder", tmp_path / "out.json"
+        folder.mkdir()
+        path.write_text(json.dumps(FIGURES))
+        assert main(["bench", "--report", str(path), "--output", str(folder)]) == 0
+        assert sorted(file.name for file in folder.iterdir()) == ["out.md", "out.png"]
+
     def test_what_the_table_says(self):
         text = report.markdown(FIGURES, report._rows("", FIGURES))
         assert "Abacus, beads, float32; fastrnn 1, NumPy 2." in text
@@ -224,6 +232,6 @@ class TestReport:
         assert error.count("\n") == 1
 
     def test_missing_matplotlib_names_the_extra(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert self.run(tmp_path, FIGURES) == 2
         assert "pip install 'fastrnn[cli]'" in capsys.readouterr().err

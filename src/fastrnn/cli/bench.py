@@ -106,7 +106,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="STEM",
-        help="of --report: where to write STEM.md and STEM.png (default: FILE without its suffix)",
+        help="of --report: write STEM.md and STEM.png, or into the folder STEM (default: FILE without its suffix)",
     )
     return parser
 
@@ -230,11 +230,10 @@ def _clocks(problem: Problem, libraries: Sequence[str]) -> dict[str, Clock]:
     """A clock for each candidate, whose results agree with ours: a wrong set-up would time something else."""
     clocks, ours = {}, None
     for name, candidate in candidates(problem, libraries).items():
-        arrays = [np.asarray(array) for array in candidate.arrays(candidate.call())]
+        arrays = [np.asarray(a).reshape(*problem.mask.shape, -1) for a in candidate.arrays(candidate.call())]
         ours = ours or arrays
         for what, array, expected in zip(("y", "dx"), arrays, ours, strict=False):
-            close = np.isclose(array.reshape(expected.shape), expected, RTOL, ATOL)
-            if not close[problem.mask].all():
+            if not np.allclose(array[problem.mask], expected[problem.mask], RTOL, ATOL):
                 raise CliError(f"{problem.point}: {what} of {name} differs from ours")
         clocks[name] = Clock(candidate.call)
     return clocks

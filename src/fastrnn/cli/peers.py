@@ -19,7 +19,7 @@ import fastrnn
 
 from .. import convert, reference
 from .common import CELLS
-from .points import Problem
+from .points import GRID_CELLS, Problem
 
 
 class Candidate(NamedTuple):
@@ -28,7 +28,8 @@ class Candidate(NamedTuple):
     call: Callable[[], Any]
     """Does one pass: this is what is timed."""
     arrays: Callable[[Any], Sequence[Any]]
-    """From what the call returned, y, and of training dx, in padded layout; past the lengths they may be anything."""
+    """From what the call returned, y, and of training dx, in padded layout but for axes of size 1; past the lengths
+    they may be anything."""
 
 
 Candidates = Iterator[tuple[str, Candidate]]
@@ -50,8 +51,8 @@ def layer_calls(layers: ModuleType, problem: Problem) -> Candidates:
         return Candidate(lambda: layer(x, lengths=lengths), lambda result: (read(result[0]),))
 
     if problem.point.step:
-        frozen = layer.frozen()
-        yield "", Candidate(lambda: frozen.step(x[0], problem.state), lambda result: (result[0][np.newaxis],))
+        frozen, x_t, state = layer.frozen(), x[0], problem.state
+        yield "", Candidate(lambda: frozen.step(x_t, state), lambda result: (result[0],))
     elif lengths is None:
         yield "", calls(x, dy, lambda array: array)
     else:
@@ -64,7 +65,7 @@ def pytorch_calls(problem: Problem) -> Candidates:
     import torch
 
     point = problem.point
-    if point.cell not in ("rnn", "lstm", "gru"):
+    if point.cell not in GRID_CELLS:
         return
     kind = CELLS[point.cell].layer
     I, H = point.shape.inputs, point.shape.hidden
@@ -73,6 +74,7 @@ def pytorch_calls(problem: Problem) -> Candidates:
     module = getattr(torch.nn, kind)(I, H, point.layers, bidirectional=point.directions == 2, dtype=dtype)
     params = {key: torch.from_numpy(value) for key, value in problem.params.items()}
     module.load_state_dict(params)
+    module.train(point.backward)
     x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
     states = tuple(map(torch.from_numpy, problem.states))
 
@@ -94,9 +96,9 @@ def pytorch_calls(problem: Problem) -> Candidates:
         cell.load_state_dict({key.removesuffix("_l0"): value for key, value in params.items()})
         pair = len(states) == 2
         state, state_t = (states, tuple(s[0] for s in states)) if pair else (states[0], states[0][0])
-        infer = torch.inference_mode()
+        x_t, infer = x[0], torch.inference_mode()
         yield "", Candidate(infer(lambda: module(x, state)), lambda result: (result[0],))
-        yield "cell", Candidate(infer(lambda: cell(x[0], state_t)), lambda result: (result[0] if pair else result,))
+        yield "cell", Candidate(infer(lambda: cell(x_t, state_t)), lambda result: (result[0] if pair else result,))
         return
     if problem.lengths is not None:
         rnn = torch.nn.utils.rnn
@@ -116,12 +118,12 @@ def pytorch_calls(problem: Problem) -> Candidates:
 
 
 def onnxruntime_calls(problem: Problem) -> Candidates:
-    """A model of one RNN, LSTM or GRU node for each layer; inference alone."""
+    """A model of one RNN, LSTM or GRU node for each layer; inference alone, float32 alone."""
     import onnx.helper
     import onnxruntime
 
     point, cell = problem.point, CELLS[problem.point.cell]
-    if point.backward or point.cell not in ("rnn", "lstm", "gru"):
+    if point.backward or problem.dtype != np.float32 or point.cell not in GRID_CELLS:
         return
     helper, given = onnx.helper, {"X": problem.x}
     if problem.lengths is not None:

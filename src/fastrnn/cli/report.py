@@ -71,12 +71,12 @@ def run(path: Path, output: Path | None) -> int:
     """Print the table, and write it and the plot."""
     figures = _load(path)
     rows = _rows(path, figures)
-    stem = output or path.with_suffix("")
+    stem = path.with_suffix("") if output is None else output / path.stem if output.is_dir() else output
+    table, plot = (Path(f"{stem}{suffix}") for suffix in (".md", ".png"))
     text = markdown(figures, rows)
     print(text, end="")
-    table, plot = (stem.with_name(stem.name + suffix) for suffix in (".md", ".png"))
     try:
-        table.write_text(text)
+        table.write_text(text, encoding="utf-8")
         draw(figures, rows, plot)
     except OSError as error:
         raise CliError(f"--output: cannot write {error.filename or stem}: {error.strerror}") from None
@@ -272,19 +272,14 @@ def _percent(value: float) -> str:
 
 def draw(figures: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """Two panels for each pass: the ratio to the best peer, and the fraction of the limit, by shape."""
-    pyplot = require("matplotlib.pyplot")
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
     passes = list(dict.fromkeys(row.pass_name for row in rows))
     labels = {name: list(dict.fromkeys(row.label for row in rows if row.pass_name == name)) for name in passes}
     heights = [len(labels[name]) + 1.5 for name in passes]
-    figure, grid = pyplot.subplots(
-        len(passes),
-        2,
-        figsize=(11, 0.31 * sum(heights) + 1.8),
-        height_ratios=heights,
-        layout="constrained",
-        squeeze=False,
-        sharex="col",
-    )
+    figure = Figure(figsize=(11, 0.31 * sum(heights) + 1.8), layout="constrained")
+    grid = figure.subplots(len(passes), 2, height_ratios=heights, squeeze=False, sharex="col")
     for name, (left, right) in zip(passes, grid, strict=True):
         for axes, value, title in (
             (left, lambda row: row.best_ratio, "time of the best peer / ours"),
@@ -298,7 +293,6 @@ def draw(figures: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def _scatter(
@@ -332,6 +326,8 @@ def _scatter(
 
 def _scales(grid: Any, rows: Sequence[Row]) -> None:
     """Ratios on a logarithmic scale with 1 on it, fractions from 0."""
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
     ratios = [row.best_ratio for row in rows]
     low, high = min(0.8, min(ratios) / 1.15), max(2.0, max(ratios) * 1.15)
     ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if low <= tick <= high]
@@ -339,9 +335,9 @@ def _scales(grid: Any, rows: Sequence[Row]) -> None:
         left.set_xscale("log")
         left.set_xlim(low, high)
         left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        left.xaxis.set_minor_locator(require("matplotlib.ticker").NullLocator())
+        left.xaxis.set_minor_locator(NullLocator())
         right.set_xlim(0, max(1.05, 1.05 * max(row.fraction for row in rows)))
-        right.xaxis.set_major_formatter(require("matplotlib.ticker").PercentFormatter(1))
+        right.xaxis.set_major_formatter(PercentFormatter(1))
         for axes in (left, right):
             axes.axvline(1, color="0.3", linewidth=1, zorder=2)
             axes.tick_params(axis="x", labelbottom=True, labelsize=8)
