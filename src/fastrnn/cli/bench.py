@@ -178,7 +178,8 @@ def call(process: Executor, function: Callable[..., Any], threads: int, *args: A
     try:
         return process.submit(_with_threads, function, threads, *args).result()
     except BrokenProcessPool:
-        raise CliError(f"the process that measured died in {function.__name__}{args}") from None
+        what = ", ".join(map(str, args))
+        raise CliError(f"the measuring process died in {function.__name__}({what})") from None
 
 
 def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any:
