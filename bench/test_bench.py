@@ -6,8 +6,10 @@ them.
 
 import pytest
 
-from fastrnn.cli.bench import CANDIDATES, PASSES, Shape, layer_call
+import fastrnn
 from fastrnn.cli.common import CELLS
+from fastrnn.cli.peers import OWN, candidates
+from fastrnn.cli.points import PASSES, Point, Problem, Shape
 
 SHAPES = (
     Shape(100, 1, 32, 64),
@@ -18,10 +20,11 @@ SHAPES = (
 )
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("candidate", OWN)
+@pytest.mark.parametrize("pass_name", PASSES[:2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_layer(benchmark, cell, shape, pass_name, candidate):
     benchmark.group = f"{cell} {shape} {pass_name}"
-    benchmark(layer_call(CANDIDATES[candidate], cell, shape, PASSES[pass_name], "float32"))
+    problem = Problem(Point(cell, shape, pass_name), "float32", fastrnn.get_num_threads())
+    benchmark(candidates(problem, [candidate])[candidate].call)

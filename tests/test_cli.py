@@ -174,6 +174,7 @@ class TestBench:
             ["--threads", "0"],
             ["--threads", "one"],
             ["--cell", "perceptron"],
+            ["--cell", "rnn,"],
             ["--dtype", "int8"],
             ["--repeat", "-1"],
         ],
@@ -246,6 +247,22 @@ class TestRoofline:
         assert forward.bytes_read == (10 * 5 + 3) * 4 * 5 * 8
         both = roofline.Work.layer(10, 2, 3, 5, gates=4, dtype=np.float64, backward=True)
         assert (both.flops, both.bytes_read) == (3 * forward.flops, 2 * forward.bytes_read)
+
+    def test_work_of_a_stack(self):
+        one, two = (roofline.Work.layer(10, 2, inputs, 5, gates=4, backward=True) for inputs in (3, 10))
+        stack = roofline.Work.layer(10, 2, 3, 5, gates=4, backward=True, layers=2, directions=2)
+        assert stack.flops == 2 * (one.flops + two.flops)
+        assert stack.bytes_read == 2 * (one.bytes_read + two.bytes_read)
+        assert stack.resident_bytes == one.resident_bytes
+
+    def test_work_of_sequences_of_different_lengths(self):
+        padded, ragged = (roofline.Work.layer(10, 2, 3, 5, gates=1, rows=rows) for rows in (None, 13))
+        assert ragged.flops == padded.flops * 13 / 20
+        assert ragged.bytes_read == padded.bytes_read
+
+    def test_work_of_one_step_keeps_all_weights(self):
+        step = roofline.Work.layer(1, 1, 3, 5, gates=3)
+        assert step.resident_bytes == step.bytes_read == 3 * 5 * (3 + 5) * 4
 
     def test_limit_is_the_slower_of_compute_and_memory(self):
         work = roofline.Work(flops=100, bytes_read=10, resident_bytes=1)

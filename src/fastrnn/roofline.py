@@ -8,13 +8,14 @@ whichever takes longer at the measured rate is the limit:
 - FLOPs: one forward pass does ``2 * T * B * G * H * (I + H)``, the two matrix products; without recurrent weights,
   ``2 * T * B * G * H * I`` times the steps that an output reads. The cell's pointwise functions are not counted.
   Back-propagation does twice as much again: one product for the gradient of the inputs and states, one for the gradient
-  of the weights.
+  of the weights. Of sequences of different lengths ``T * B`` is the sum of the lengths. Layers and directions add up.
 - Bytes: step t needs the result of step t - 1, so the recurrent weights, ``G * H * H`` numbers, are read at
   least once per step whatever the batch: T times forward, and T times in the reverse loop. The input weights,
   ``G * H * I`` numbers, can be reused over time: once forward and once in reverse is enough. Inputs, outputs
   and states are not counted.
-- Bandwidth: with n threads a core holds 1/n of the recurrent weights. The bandwidth is the one measured, with
-  n threads reading at once, from the first level of the memory hierarchy in which such a share fits.
+- Bandwidth: with n threads a core holds 1/n of the recurrent weights of one direction of one layer; of a single step,
+  T = 1, which the next call repeats, 1/n of all weights. The bandwidth is the one measured, with n threads reading at
+  once, from the first level of the memory hierarchy in which such a share fits.
 - Peak: what n threads reach at once in a loop of fused multiply-adds that touches no memory, in the chosen
   instruction set.
 
@@ -86,18 +87,24 @@ class Work:
         taps: int = 1,
         dtype: DTypeLike = np.float32,
         backward: bool = False,
+        layers: int = 1,
+        directions: int = 1,
+        rows: int | None = None,
     ) -> Work:
-        """The work of one layer: a forward pass, and with ``backward`` a reverse pass too.
+        """The work of one layer, or of a stack of them: a forward pass, and with ``backward`` a reverse pass too.
 
-        ``recurrent`` tells whether it has recurrent weights, ``taps`` how many steps of its input an output reads.
+        ``recurrent`` tells whether it has recurrent weights, ``taps`` how many steps of its input an output reads,
+        ``rows`` the sum of the sequences' lengths if they are not all ``steps``.
         """
         row_bytes = gates * hidden * np.dtype(dtype).itemsize
-        columns, states = taps * inputs, hidden if recurrent else 0
-        forward_flops = 2 * steps * batch * gates * hidden * (columns + states)
+        columns = directions * taps * (inputs + (layers - 1) * directions * hidden)
+        states = directions * layers * hidden if recurrent else 0
+        forward_flops = 2 * (rows or steps * batch) * gates * hidden * (columns + states)
+        again = hidden if recurrent else taps * inputs
         return cls(
             flops=forward_flops * (3 if backward else 1),
             bytes_read=(steps * states + columns) * row_bytes * (2 if backward else 1),
-            resident_bytes=(states if recurrent else columns) * row_bytes,
+            resident_bytes=(columns + states if steps == 1 else again) * row_bytes,
         )
 
     def level(self, threads: int) -> Level:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.resources
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,6 +50,9 @@ CELLS = {
     "cec": Cell("CEC", "constant error carousel", gates=1, recurrent=False),
     "tdnn": Cell("TDNN", "time-delay network", gates=1, recurrent=False, taps=5),
 }
+
+
+SHIPPED_TEXT = importlib.resources.files("fastrnn") / "data" / "kjv.txt"
 
 
 class CliError(Exception):
@@ -112,6 +116,14 @@ def add_cell_argument(parser: argparse.ArgumentParser, cells: Iterable[str] = CE
         default="rnn",
         help="kind of recurrent layer: %(choices)s (default: %(default)s)",
     )
+
+
+def duration(seconds: float) -> str:
+    """A time with four digits and its unit."""
+    for unit, scale in (("us", 1e6), ("ms", 1e3)):
+        if seconds * scale < 1000:
+            return f"{seconds * scale:#.4g} {unit}"
+    return f"{seconds:#.4g} s"
 
 
 def natural_int(text: str, minimum: int = 0) -> int:

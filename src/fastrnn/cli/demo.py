@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.resources
 import math
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from .. import _core, reference
 from ..train import Adam, Linear, softmax_cross_entropy, text_batches
 from .common import (
     CELLS,
+    SHIPPED_TEXT,
     CliError,
     add_cell_argument,
     natural_int,
@@ -265,7 +265,7 @@ def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
 def _load_text(path: Path | None, sizes: Sizes) -> Text:
     """Read and encode the text at ``path``, or the one that is shipped."""
     needed = 2 * sizes.batch * sizes.steps
-    source = path or importlib.resources.files("fastrnn") / "data" / "kjv.txt"
+    source = path or SHIPPED_TEXT
     try:
         data = source.read_bytes()
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
