@@ -170,9 +170,10 @@ typedef struct {
     real **h, **c, **y, **record; /* for each of the worker's sequences */
 } forward_call;
 
-/* One stage of a step for the first `rows` of the worker's sequences, from their input products a; `source` are the rows that
+/* One stage of step t for the first `rows` of the worker's sequences, from their input products a; `source` are the rows that
  * R multiplies. */
-static void forward_stage_step(const forward_call *c, int i, int64_t rows, real *a, real *const *source, int64_t at) {
+static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
+                               int64_t at) {
     const forward_shape *f = c->shape;
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
@@ -181,16 +182,17 @@ static void forward_stage_step(const forward_call *c, int i, int64_t rows, real 
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * c->H : 0;
-    for (int64_t j = c->from[i]; j < c->to[i]; ++j) {
+    for (int64_t n = c->from[i]; n < c->to[i]; ++n) {
+        const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
         const int units = panel_vectors(p, j), vecs = units * p->gates;
         point.vecs = units;
         point.unit = first_vector(p, j) * VL;
         point.n = p->units - point.unit;
-        for (int64_t t = 0; t < tiles.parts; ++t) {
-            const int64_t row = split_at(&tiles, t);
+        for (int64_t m = 0; m < tiles.parts; ++m) {
+            const int64_t row = split_at(&tiles, m);
             real *tile = a + row * f->width + column;
-            point.rows = (int)(split_at(&tiles, t + 1) - row);
+            point.rows = (int)(split_at(&tiles, m + 1) - row);
             point.a = tile;
             point.h = (const real *const *)c->h + row;
             point.c = (const real *const *)c->c + row;
@@ -301,10 +303,10 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 c.y[r] = row_at(&y, s->first + r, step);
                 if (c.keep) c.record[r] = row_at(&kept, s->first + r, step);
             }
-            forward_stage_step(&c, 0, rows, step_a, c.h, 0);
+            forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
             if (f.stages == 2) {
                 frnn_barrier(s->group, s->parts);
-                forward_stage_step(&c, 1, rows, step_a, c.record, f.second * H);
+                forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * H);
             }
             copy_rows(c.y, rows, &args->y, args->y_copy, own_unit, own_units);
             for (int64_t r = 0; r < rows; ++r) {

@@ -51,6 +51,12 @@ INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vec
 INLINE size_t packed_size(const packing *p) { return (size_t)(p->vectors * p->gates * VL * p->K); }
 INLINE int64_t packed_panel(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL * p->K; }
 
+/* The panels [from, to) are taken from first to last at one step and from last to first at the next, so that those last read
+ * are read again while they are still in cache: of weights too large for one, a cache's worth stays. */
+INLINE int64_t to_and_fro(int64_t n, int64_t from, int64_t to, int64_t step) {
+    return step % 2 == 0 ? n : from + to - 1 - n;
+}
+
 /* VL vectors of VL lanes, rows into columns: zipping row i with row i + VL/2 rotates the bits of (row, lane) by one, so
  * log2(VL) rounds exchange the two. */
 INLINE void transpose(vec *row) {

@@ -195,9 +195,9 @@ INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, in
                                        zeros, 0, tile, vecs * VL);
 }
 
-/* One stage of the step at hand for positions [from, to) and the worker's panels: `deltas`, row by position, are those of
+/* One stage of step t, the one at hand, for positions [from, to) and the worker's panels: `deltas`, row by position, are those of
  * the following step or, in a second stage, of this one. Without them dh begins as the gradient of the last state. */
-static void reverse_stage_step(const reverse_call *c, int d, int i, const reverse_direction *v, int64_t from,
+static void reverse_stage_step(const reverse_call *c, int d, int i, const reverse_direction *v, int64_t t, int64_t from,
                                int64_t to, const real *deltas) {
     const reverse_shape *f = &c->shape;
     const packing *stage = &f->stage[i].p;
@@ -208,13 +208,15 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .p_step = f->p_step};
     point.p = v->packed + f->p_at;
     point.dh_at = f->columns;
-    for (int64_t j = part(s->part, s->parts, stage->panels); j < part(s->part + 1, s->parts, stage->panels); ++j) {
+    const int64_t first = part(s->part, s->parts, stage->panels), end = part(s->part + 1, s->parts, stage->panels);
+    for (int64_t n = first; n < end; ++n) {
+        const int64_t j = to_and_fro(n, first, end, t);
         point.vecs = panel_vectors(stage, j);
         point.unit = first_vector(stage, j) * VL;
         point.n = stage->units - point.unit;
-        for (int64_t t = 0; t < tiles.parts; ++t) {
-            const int64_t p = from + split_at(&tiles, t);
-            point.rows = (int)(from + split_at(&tiles, t + 1) - p);
+        for (int64_t m = 0; m < tiles.parts; ++m) {
+            const int64_t p = from + split_at(&tiles, m);
+            point.rows = (int)(from + split_at(&tiles, m + 1) - p);
             point.y = (const real *const *)rows->y + p;
             point.h = (const real *const *)rows->h + p;
             point.c = (const real *const *)rows->c + p;
@@ -296,12 +298,12 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
                      v->mapped + (offset + s->first) * f->input_step, f->input_step);
         }
         begin_direct(c, d, v, own_following, own_end);
-        reverse_stage_step(c, d, 0, v, s->first, own_following, next);
-        reverse_stage_step(c, d, 0, v, own_following, own_end, NULL);
+        reverse_stage_step(c, d, 0, v, t, s->first, own_following, next);
+        reverse_stage_step(c, d, 0, v, t, own_following, own_end, NULL);
         next = v->delta + offset * f->step;
         if (f->stages == 2) {
             frnn_barrier(s->group, s->parts);
-            reverse_stage_step(c, d, 1, v, s->first, own_end, next);
+            reverse_stage_step(c, d, 1, v, t, s->first, own_end, next);
         }
         frnn_barrier(s->group, s->parts);
         offset += active;
