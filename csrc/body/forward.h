@@ -98,7 +98,8 @@ static void pack_biases(const forward_stage *stage, const cell_shape *s, const f
     const packing *p = &stage->x;
     for (int64_t panel = 0; panel < p->panels; ++panel) {
         for (int g = 0; g < p->columns; ++g) {
-            for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, packed += VL) {
+            real *out = packed + packed_column(p, panel) + g * panel_units(p, panel);
+            for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, out += VL) {
                 const int column = stage->first + g;
                 const int64_t n = least(VL, p->units - v * VL);
                 vec sum = v_set1(0);
@@ -109,7 +110,7 @@ static void pack_biases(const forward_stage *stage, const cell_shape *s, const f
                         sum = v_add(sum, v_load_n((real *)weights->b_hh + unit, n));
                     }
                 }
-                v_store(packed, sum);
+                v_store(out, sum);
             }
         }
     }
@@ -144,8 +145,8 @@ static void product_rows(const packing *p, const real *panels, const real *const
                          int64_t to, const real *init, int64_t init_step, real *out, int64_t step) {
     const split tiles = tiles_of(count);
     for (int64_t j = from; j < to; ++j) {
-        const int64_t column = packed_column(p, j);
-        const int units = panel_vectors(p, j), vecs = units * p->gates;
+        const int64_t column = packed_column(p, j), units = panel_units(p, j);
+        const int vecs = column_vectors(p, j, p->gates);
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
@@ -153,9 +154,9 @@ static void product_rows(const packing *p, const real *panels, const real *const
             tile_kernels[height - 1][vecs - 1](p->K, rows + row, 1, panels + packed_panel(p, j),
                                                init + row * init_step + column, init_step, out + row * step + column,
                                                step);
-            for (int n = vecs; n < units * p->columns; ++n) { /* columns without weights */
-                const vec b = v_load(init + column + n * VL);
-                for (int64_t r = row; r < row + height; ++r) v_store(out + r * step + column + n * VL, b);
+            for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
+                const vec b = v_load(init + column + n);
+                for (int64_t r = row; r < row + height; ++r) v_store(out + r * step + column + n, b);
             }
         }
     }
@@ -185,8 +186,9 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     for (int64_t n = c->from[i]; n < c->to[i]; ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
-        const int units = panel_vectors(p, j), vecs = units * p->gates;
-        point.vecs = units;
+        const int vecs = column_vectors(p, j, p->gates);
+        point.vecs = panel_vectors(p, j);
+        point.a_column = panel_units(p, j);
         point.unit = first_vector(p, j) * VL;
         point.n = p->units - point.unit;
         for (int64_t m = 0; m < tiles.parts; ++m) {
@@ -199,11 +201,11 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             point.record = c->record + row;
             point.y = project_later ? point.record : c->y + row; /* what is to be projected is a column of the record */
             if (vecs > 0) {
-                real *out = tile + stage->h_first * units * VL;
+                real *out = tile + stage->h_first * point.a_column;
                 const real *from[TILE_ROWS];
                 for (int r = 0; r < point.rows; ++r) {
                     from[r] = source[row + r] + at;
-                    prefetch_to_write(point.y[r] + point.y_at + point.unit, units);
+                    prefetch_to_write(point.y[r] + point.y_at + point.unit, point.vecs);
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_kernels[point.rows - 1][vecs - 1](p->K, from, 1, c->packed + stage->R + packed_panel(p, j), init,

@@ -44,12 +44,35 @@ INLINE int64_t first_vector(const packing *p, int64_t panel) { return split_at(&
 INLINE int panel_vectors(const packing *p, int64_t panel) {
     return (int)(first_vector(p, panel + 1) - first_vector(p, panel));
 }
-/* A row of what the panels' products are added to: all their columns together. */
-INLINE int64_t packed_width(const packing *p) { return p->vectors * p->columns * VL; }
+INLINE int64_t panel_units(const packing *p, int64_t panel) {
+    return least(panel_vectors(p, panel) * VL, p->units - first_vector(p, panel) * VL);
+}
+/* A panel's columns stand without gaps, column g from g * panel_units on, for the last units seldom fill their vectors: `columns`
+ * of them take so many. */
+INLINE int column_vectors(const packing *p, int64_t panel, int columns) {
+    return (int)divide_up(columns * panel_units(p, panel), VL);
+}
+/* A row of what the panels' products are added to: all their columns together, and room for whole vectors from any column on. */
 INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->columns * VL; }
+INLINE int64_t packed_width(const packing *p) {
+    const int64_t last = p->panels - 1, room = p->columns > 1 && p->units % VL > 0;
+    return last < 0 ? 0 : packed_column(p, last) + (column_vectors(p, last, p->columns) + room) * VL;
+}
 /* The packed weights, and where a panel's begin. */
-INLINE size_t packed_size(const packing *p) { return (size_t)(p->vectors * p->gates * VL * p->K); }
 INLINE int64_t packed_panel(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL * p->K; }
+INLINE size_t packed_size(const packing *p) {
+    const int64_t last = p->panels - 1;
+    return last < 0 ? 0 : (size_t)(packed_panel(p, last) + column_vectors(p, last, p->gates) * VL * p->K);
+}
+
+INLINE vec load_upto(const real *p, int64_t n) { return n >= VL ? v_load(p) : v_load_n(p, n); }
+INLINE void store_upto(real *p, vec a, int64_t n) {
+    if (n >= VL) {
+        v_store(p, a);
+    } else {
+        v_store_n(p, a, n);
+    }
+}
 
 /* The panels [from, to) are taken from first to last at one step and from last to first at the next, so that those last read
  * are read again while they are still in cache: of weights too large for one, a cache's worth stays. */
@@ -76,10 +99,12 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                          int64_t to) {
     for (int64_t panel = from; panel < to; ++panel) {
         real *out = packed + packed_panel(p, panel);
-        const int vectors = panel_vectors(p, panel), width = vectors * p->gates * VL;
+        const int vectors = panel_vectors(p, panel), width = column_vectors(p, panel, p->gates) * VL;
+        const int64_t units = panel_units(p, panel);
+        if (width > p->gates * units) memset(out, 0, (size_t)(width * p->K) * sizeof(real));
         for (int g = 0; g < p->gates; ++g) {
             for (int u = 0; u < vectors; ++u) {
-                const int64_t unit = (first_vector(p, panel) + u) * VL;
+                const int64_t unit = (first_vector(p, panel) + u) * VL, column = g * units + u * VL;
                 const int64_t rows = least(VL, p->units - unit);
                 const real *row = w + (block[g] * p->units + unit) * step;
                 for (int64_t k = 0; k < p->K; k += VL) {
@@ -87,7 +112,7 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                     vec block[VL];
                     for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
                     transpose(block);
-                    for (int i = 0; i < n; ++i) v_store(out + (k + i) * width + (g * vectors + u) * VL, block[i]);
+                    for (int i = 0; i < n; ++i) store_upto(out + (k + i) * width + column, block[i], width - column);
                 }
             }
         }

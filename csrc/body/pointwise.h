@@ -50,15 +50,6 @@ typedef struct {
 
 #include "../cells/tdnn.h"
 
-INLINE vec load_upto(const real *p, int64_t n) { return n >= VL ? v_load(p) : v_load_n(p, n); }
-INLINE void store_upto(real *p, vec a, int64_t n) {
-    if (n >= VL) {
-        v_store(p, a);
-    } else {
-        v_store_n(p, a, n);
-    }
-}
-
 /* The first n columns of a tile's rows to where they belong, `step` from row to row; or added to what is there. */
 INLINE void put_tile(const real *tile, int rows, int vecs, real *out, int64_t step, int64_t n, int add) {
     for (int r = 0; r < rows; ++r, out += step) {
@@ -74,8 +65,8 @@ INLINE void put_tile(const real *tile, int rows, int vecs, real *out, int64_t st
 typedef struct {
     int rows, vecs, stage, keep;
     int64_t unit, n, H;
-    const real *a; /* pre-activations, a_step from row to row */
-    int64_t a_step;
+    const real *a; /* pre-activations, a_step from row to row and a_column from column to column */
+    int64_t a_step, a_column;
     const real *p; /* peepholes, p_step from one to the next */
     int64_t p_step;
     real *const *y; /* each row's output, y_at into it, */
@@ -105,7 +96,7 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             const real *a = p->a + r * p->a_step + u * VL;
             forward_values v;
-            UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->vecs * VL);
+            UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->a_column);
             if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
             if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
