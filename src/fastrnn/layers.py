@@ -191,6 +191,7 @@ class Layer(_Inference):
         self.dtype = checks.real_dtype(dtype, "dtype")
         self._state_widths = {"h": output_size or self.hidden_size, "c": self.hidden_size}
         self._output_width = self.num_directions * self._state_widths["h"]
+        self._zero_states = None, ()  # those of the last batch size, which calls only read
         rng = np.random.default_rng(seed)
         self.params = Parameters(
             {
@@ -247,10 +248,13 @@ class Layer(_Inference):
     # States: internally a tuple of arrays (L*D, B, width).
 
     def _initial(self, state, B, ndim, name="state"):
+        if state is None and self._zero_states[0] == B:
+            return self._zero_states[1]
         rows = self.num_layers * self.num_directions
         shapes = [(rows, B, self._state_widths[part]) for part in self._states]
         if state is None:
-            return tuple([np.zeros(shape, self.dtype) for shape in shapes])
+            self._zero_states = B, tuple([np.zeros(shape, self.dtype) for shape in shapes])
+            return self._zero_states[1]
         if len(shapes) == 1:
             return (self._initial_part(state, shapes[0], B, ndim, name),)
         if not isinstance(state, (tuple, list)) or len(state) != len(shapes):

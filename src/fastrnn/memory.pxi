@@ -28,7 +28,7 @@ cdef extern from *:
 
 cdef enum:
     SHELF = 16  # blocks that a shelf holds: what two training steps need, as results of one may be held during the next
-    SMALL = 32768  # bytes; below, NumPy's own allocation is as good
+    SMALL = 32768  # bytes; below, what the system's allocator has at hand is as good
 
 MOST_BYTES = 2**62
 
@@ -54,12 +54,14 @@ cdef class Block:
 @cython.final
 @cython.no_gc
 cdef class Loan:
-    """A block until nothing refers to it any more; then it goes back to its shelf, and the oldest one there may go."""
+    """A block until nothing refers to it any more; then a large one goes back to its shelf, where the oldest may have to go."""
 
     cdef Block block
     cdef list shelf
 
     def __dealloc__(self):
+        if self.block.size < SMALL:
+            return
         self.shelf.append(self.block)
         if len(self.shelf) > SHELF:
             self.shelf.pop(0)
@@ -79,13 +81,14 @@ cdef Loan borrow(list shelf, size):
         raise MemoryError(f"no memory for {size} bytes")
     cdef size_t least = size
     cdef Block block
-    for block in reversed(shelf):
-        if least <= block.size and block.size // 2 <= least:
-            try:
-                shelf.remove(block)
-            except ValueError:  # another thread was faster
-                continue
-            return lend(block, shelf)
+    if least >= SMALL:
+        for block in reversed(shelf):
+            if least <= block.size and block.size // 2 <= least:
+                try:
+                    shelf.remove(block)
+                except ValueError:  # another thread was faster
+                    continue
+                return lend(block, shelf)
     return lend(Block(least), shelf)
 
 
