@@ -11,6 +11,7 @@ from helpers import (
     assert_close,
     assert_meaningful,
     assert_same_bits,
+    differences,
     enliven,
     make,
     map_state,
@@ -244,14 +245,7 @@ def test_the_truncated_gradient_is_that_of_losses_from_constant_states(row, back
 
     assert got.loss == pytest.approx(objective(), rel=1e-12)
     for name, p in layer.params.items():
-        want = np.zeros_like(p)
-        for place in np.ndindex(p.shape):
-            kept = p[place]
-            p[place] = kept + 1e-5
-            above = objective()
-            p[place] = kept - 1e-5
-            want[place] = (above - objective()) / 2e-5
-            p[place] = kept
+        want = differences(objective, p)
         error = np.abs(got.grads.params[name] - want).max() / np.abs(want).max()
         assert error < 1e-7, f"{name}: {error:.3g}"
 
