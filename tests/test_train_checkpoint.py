@@ -146,6 +146,8 @@ def test_models_alone_leave_everything_else(path):
 def test_the_least_checkpoint(path):
     save_checkpoint(path, {})
     assert load_checkpoint(path, {}, generators={}) == (0, {}, {})
+    save_checkpoint(path, {}, Adam({}))
+    load_checkpoint(path, {}, Adam({}))
 
 
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])

@@ -169,8 +169,9 @@ def test_a_changed_rate_is_part_of_the_state(rng):
     assert other.lr == 0.25
 
 
-def test_all_of_the_state_but_the_moments_is_json(make, rng):
-    state = make(parameters(rng), StepDecay(0.1, every=3)).state_dict()
+@pytest.mark.parametrize("rate", [np.float32(0.5), StepDecay(np.float32(0.5), every=np.int64(3)), lambda step: 1.0])
+def test_all_of_the_state_but_the_moments_is_json(make, rate, rng):
+    state = make(parameters(rng), rate).state_dict()
     del state["moments"]
     assert json.loads(json.dumps(state)) == state
 

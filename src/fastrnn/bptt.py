@@ -139,9 +139,10 @@ class _Run:
     def exact(self, state, cuts):
         """Forward over all chunks but the last, then each chunk again with its tape, the last one first."""
         starts, generators = [state], []
+        masks = _has_masks(self.layer)
+        call = self.layer.forward if masks else self.layer
         for first, last in cuts[:-1]:
-            generators.append(copy.deepcopy(self.layer._dropout_rng))  # draws a chunk's masks once more
-            call = self.layer.forward if _has_masks(self.layer) else self.layer
+            generators.append(copy.deepcopy(self.layer._dropout_rng) if masks else None)  # draws the same once more
             starts.append(call(*self.steps(first, last, starts[-1]), lengths=self.lengths(first, last))[1])
         generators.append(None)
         losses, dstate, end = [], None, None

@@ -79,7 +79,7 @@ def ragged_batches(
     sequences : real or integer arrays, shapes (T_j, ...)
         All of one dtype and alike in all axes but the first. They are copied as a batch is made, not before.
     batch_size : int
-        B. The batches have so many sequences, the shortest pool's last one the rest.
+        B. One batch, the last of the last pool, may have fewer sequences.
     seed : int, numpy.random.Generator or None
         Of the shuffling. A generator goes on from epoch to epoch, and its state can be part of a checkpoint; None
         draws a seed from the system.

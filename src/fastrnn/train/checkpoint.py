@@ -73,8 +73,8 @@ def save_checkpoint(
         "generators": {name: _state_of(generator) for name, generator in (generators or {}).items()},
     }
     if optimizer is not None:
-        about["optimizer"] = _check_optimizer(optimizer).state_dict()
-        for moment, values in about["optimizer"].pop("moments").items():
+        about["optimizer"] = _check_optimizer(optimizer)._about()
+        for moment, values in optimizer._moments.items():
             tensors |= {f"optimizer/{moment}/{name}": value for name, value in values.items()}
     for name, value in (arrays or {}).items():
         value = np.asarray(value)

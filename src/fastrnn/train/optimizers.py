@@ -54,27 +54,31 @@ class _Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters: ``class``, ``settings``, ``lr``, ``steps``, and ``moments``, copies of the
         arrays by name."""
+        moments = {
+            moment: {name: value.copy() for name, value in arrays.items()} for moment, arrays in self._moments.items()
+        }
+        return self._about() | {"moments": moments}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` of such an optimiser returned, ``lr`` included if it is a number.
+
+        A schedule is not replaced: this optimiser's must be equal to the saved one's, or a function of the same name.
+        ValueError or TypeError if anything differs, class, settings, schedule, names or shapes, and then nothing is
+        changed.
+        """
+        self._apply(self._checked(state_dict))
+
+    def _about(self):
+        """The state but for the arrays, as JSON can hold it."""
         return {
             "class": type(self).__name__,
             "settings": {name: _plain(getattr(self, name)) for name in self._settings},
             "lr": _plain(self.lr) if callable(self.lr) else float(self.lr),
             "steps": self.steps,
-            "moments": {
-                moment: {name: value.copy() for name, value in arrays.items()}
-                for moment, arrays in self._moments.items()
-            },
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` of such an optimiser returned, ``lr`` included if it is a number.
-
-        A schedule is not replaced: this optimiser's must be equal to the saved one's. ValueError or TypeError if
-        anything differs, class, settings, schedule, names or shapes, and then nothing is changed.
-        """
-        self._apply(self._checked(state_dict))
-
     def _checked(self, state_dict):
-        own = self.state_dict()
+        own = self._about() | {"moments": self._moments}
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
         if state_dict.keys() != own.keys():
@@ -111,7 +115,7 @@ def _plain(value):
 def _matching(given, moment, own):
     """The arrays of one moment, of the names and shapes of our own."""
     where = f"state_dict['moments'][{moment!r}]"
-    arrays = given.get(moment) if isinstance(given, Mapping) else None
+    arrays = given.get(moment, {}) if isinstance(given, Mapping) else None
     if not isinstance(arrays, Mapping) or arrays.keys() != own[moment].keys():
         came = sorted(map(str, arrays)) if isinstance(arrays, Mapping) else arrays
         raise ValueError(f"{where}: expected the keys {sorted(own[moment])}, got {came}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from .. import checks
 
+_set = object.__setattr__  # in a frozen dataclass: what was given, as a plain number
+
 
 @dataclass(frozen=True)
 class ConstantRate:
@@ -16,11 +18,11 @@ class ConstantRate:
     lr: float
 
     def __post_init__(self) -> None:
-        checks.at_least_zero(self.lr, "lr")
+        _set(self, "lr", checks.at_least_zero(self.lr, "lr"))
 
     def __call__(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
-        return float(self.lr)
+        return self.lr
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.at_least_zero(self.lr, "lr")
-        checks.positive_integer(self.every, "every")
-        checks.at_least_zero(self.factor, "factor")
+        _set(self, "lr", checks.at_least_zero(self.lr, "lr"))
+        _set(self, "every", checks.positive_integer(self.every, "every"))
+        _set(self, "factor", checks.at_least_zero(self.factor, "factor"))
 
     def __call__(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
-        return float(self.lr * self.factor ** (step // self.every))
+        return self.lr * self.factor ** (step // self.every)
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class CosineDecay:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.at_least_zero(self.lr, "lr")
-        checks.at_least_zero(self.floor, "floor")
-        checks.integer_at_least(self.warmup, "warmup", 0)
-        checks.integer_at_least(self.steps, "steps", self.warmup + 1)
+        _set(self, "lr", checks.at_least_zero(self.lr, "lr"))
+        _set(self, "floor", checks.at_least_zero(self.floor, "floor"))
+        _set(self, "warmup", checks.integer_at_least(self.warmup, "warmup", 0))
+        _set(self, "steps", checks.integer_at_least(self.steps, "steps", self.warmup + 1))
 
     def __call__(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
         if step < self.warmup:
-            return float(self.lr * (step + 1) / self.warmup)
+            return self.lr * (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
-        return float(self.floor + (self.lr - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+        return self.floor + (self.lr - self.floor) * (1 + math.cos(math.pi * progress)) / 2
