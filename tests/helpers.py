@@ -311,6 +311,19 @@ def assert_close(got, want, forward, gradient, note=""):
         assert error <= limit, f"{note} {name}: normalised error {error:.3g}, limit {limit:.3g}"
 
 
+def differences(loss, a, step=1e-5):
+    """d loss / d a by central differences, element by element, by changes of `a` in place."""
+    gradient = np.zeros_like(a)
+    for place in np.ndindex(a.shape):
+        kept = a[place]
+        a[place] = kept + step
+        above = loss()
+        a[place] = kept - step
+        gradient[place] = (above - loss()) / (2 * step)
+        a[place] = kept
+    return gradient
+
+
 def differing_bits(a, b):
     """How many elements differ in any bit."""
     assert (a.shape, a.dtype) == (b.shape, b.dtype)

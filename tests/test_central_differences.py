@@ -7,6 +7,7 @@ from helpers import (
     REPRESENTATIVES,
     as_tuple,
     assert_meaningful,
+    differences,
     enliven,
     make,
     map_state,
@@ -20,7 +21,6 @@ from helpers import (
     why_meaningless,
 )
 
-STEP = 1e-5
 # Per unit of the largest gradient. The loss is of order 10 and rounds at 1e-15 of that, so a difference over
 # 2e-5 is right to about 1e-9, and the step's own error is 1e-10 times a third derivative of order 1 to 10;
 # the largest element of a small gradient (the logistic's slope is at most 1/4) may be of order 0.05.
@@ -29,19 +29,6 @@ LIMIT = 1e-7
 KINK = 1e-3
 
 STEPS, BATCH, INPUTS, HIDDEN, LAYERS = 5, 3, 2, 3, 2
-
-
-def differences(loss, a):
-    """d loss / d a, element by element, by changes of `a` in place."""
-    gradient = np.zeros_like(a)
-    for place in np.ndindex(a.shape):
-        kept = a[place]
-        a[place] = kept + STEP
-        above = loss()
-        a[place] = kept - STEP
-        gradient[place] = (above - loss()) / (2 * STEP)
-        a[place] = kept
-    return gradient
 
 
 def near_a_kink(row, layer, x, state, lengths):

@@ -2,11 +2,13 @@
 
 from . import convert, initial, reference, train
 from ._core import version as __version__
+from .bptt import BPTT, bptt
 from .cells import CEC, GRU, LSTM, RNN, TDNN
 from .config import get_num_threads, set_num_threads, show_config
 from .gradients import Gradients, clip_grad_norm
 
 __all__ = [
+    "BPTT",
     "CEC",
     "GRU",
     "LSTM",
@@ -14,6 +16,7 @@ __all__ = [
     "TDNN",
     "Gradients",
     "__version__",
+    "bptt",
     "clip_grad_norm",
     "convert",
     "get_num_threads",

@@ -83,14 +83,26 @@ def flag(value, name: str) -> bool:
     return bool(value)
 
 
-def probability(value, name: str) -> float:
-    """``value`` as a float in [0, 1)."""
+def _number(value, name):
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def probability(value, name: str) -> float:
+    """``value`` as a float in [0, 1)."""
+    number = _number(value, name)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    return number
+
+
+def at_least_zero(value, name: str) -> float:
+    """``value`` as a finite float, 0 or more."""
+    number = _number(value, name)
+    if not 0.0 <= number < np.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
     return number
 
 
@@ -136,16 +148,24 @@ def sequence_lengths(lengths, B: int | None, T: int | None) -> np.ndarray:
     return np.array(array, np.int64, order="C")
 
 
-def sequences(x, lengths, size: int, batch_first: bool, dtype: np.dtype) -> tuple[np.ndarray, _core.Batch]:
+def real_steps(lengths: np.ndarray, T: int, batch_first: bool) -> np.ndarray:
+    """``(T, B)``, or ``(B, T)`` if ``batch_first``: true where a sequence has a step."""
+    real = np.arange(T) < lengths[:, None]
+    return real if batch_first else real.T
+
+
+def sequences(
+    x, lengths, size: int, batch_first: bool, dtype: np.dtype, name: str = "x"
+) -> tuple[np.ndarray, _core.Batch]:
     """``x`` as an array of the layer's dtype, and the batch of sequences that it holds.
 
     A 2-D ``x`` is one unbatched sequence ``(T, size)`` or, with ``lengths``, a ragged batch ``(sum(lengths), size)``.
     """
-    x = real_array(x, "x", dtype)
+    x = real_array(x, name, dtype)
     if x.ndim not in (2, 3) or x.shape[-1] != size:
         batched = f"(B, T, {size})" if batch_first else f"(T, B, {size})"
         raise ValueError(
-            f"x: expected shape {batched}, (T, {size}) or, with lengths, (sum(lengths), {size}), got {x.shape}"
+            f"{name}: expected shape {batched}, (T, {size}) or, with lengths, (sum(lengths), {size}), got {x.shape}"
         )
     if x.ndim == 3:
         B, T = x.shape[:2] if batch_first else x.shape[1::-1]
@@ -157,5 +177,5 @@ def sequences(x, lengths, size: int, batch_first: bool, dtype: np.dtype) -> tupl
     lengths = sequence_lengths(lengths, None, None)
     total = sum(lengths.tolist())
     if total != x.shape[0]:
-        raise ValueError(f"lengths: expected a sum of {x.shape[0]}, the rows of the ragged x, got {total}")
+        raise ValueError(f"lengths: expected a sum of {x.shape[0]}, the rows of the ragged {name}, got {total}")
     return x, _core.Batch(int(lengths.max(initial=0)), lengths.size, lengths, ragged=True)

@@ -1,5 +1,6 @@
 """Layers in files: the parameters as tensors in the safetensors format (https://github.com/huggingface/safetensors),
-and the class and its options as JSON in the header's metadata, under the key "fastrnn".
+and the class and its options as JSON in the header's metadata, under the key "fastrnn". Checkpoints of a training run
+(``train.save_checkpoint``) are files of the same kind about more.
 
 A file is data from elsewhere. Before ``load`` allocates anything, it compares the length of the header with the file,
 and the names, shapes and dtypes in the header with those that the class and the options imply, so that a damaged or
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,21 +31,41 @@ def save(path: str | os.PathLike, class_name: str, options: dict, params: dict[s
     that is left out has its default. Raises ValueError if options and parameters contradict each other, OSError if the
     file cannot be written, ImportError if safetensors is not installed.
     """
+    write(path, {"class": class_name, "options": options}, params, parameter_names)
+
+
+def load(path: str | os.PathLike) -> tuple[str, dict, dict[str, np.ndarray]]:
+    """The class name, the options and the parameters that ``save`` wrote to ``path``.
+
+    The parameters are exactly those that a layer of this class and with these options has. Raises ValueError naming
+    the file if it is damaged or was not written by ``save``, OSError if it cannot be read, ImportError if safetensors
+    is not installed.
+    """
+    (class_name, options), params = read(path, "a layer", ("class", "options"), parameter_names)
+    return class_name, options, params
+
+
+# Files of any kind: what they are about, by name, as JSON, and arrays. `names_in(file, *about)` gives the names of the
+# arrays in an open file, or raises ValueError if what the header says of them does not fit what the file is about.
+
+
+def write(path, about: dict, arrays: dict[str, np.ndarray], names_in: Callable[..., list[str]]) -> None:
+    """Write ``about`` and the arrays to ``path``, whole or not at all, and only what could be read again."""
     safetensors = _safetensors()
     path = os.path.realpath(_path(path))
-    about = json.dumps({"version": _VERSION, "class": class_name, "options": options})
-    params = {name: np.ascontiguousarray(value) for name, value in params.items()}
+    header = json.dumps({"version": _VERSION, **about})
+    arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(16)}.tmp")
     try:
         # The permissions of the file that is replaced, or of any new one.
         with open(temporary, "xb") as file:
             mode = os.stat(path if os.path.exists(path) else temporary).st_mode & 0o777
         try:
-            safetensors.numpy.save_file(params, temporary, {_KEY: about})
+            safetensors.numpy.save_file(arrays, temporary, {_KEY: header})
         except safetensors.SafetensorError as error:
             raise OSError(f"{path}: {error}") from None
         try:
-            _open(safetensors, temporary)  # what could not be loaded must not replace a file that can
+            _open(safetensors, temporary, tuple(about), names_in)  # what could not be loaded must not replace a file
         except ValueError as error:
             raise ValueError(f"{path}: not saved: {error}") from None
         with open(temporary, "rb") as file:
@@ -56,21 +77,16 @@ def save(path: str | os.PathLike, class_name: str, options: dict, params: dict[s
             os.unlink(temporary)
 
 
-def load(path: str | os.PathLike) -> tuple[str, dict, dict[str, np.ndarray]]:
-    """The class name, the options and the parameters that ``save`` wrote to ``path``.
-
-    The parameters are exactly those that a layer of this class and with these options has. Raises ValueError naming
-    the file if it is damaged or was not written by ``save``, OSError if it cannot be read, ImportError if safetensors
-    is not installed.
-    """
+def read(path, kind: str, fields: tuple[str, ...], names_in: Callable[..., list[str]]) -> tuple[list, dict]:
+    """What ``write`` wrote: the values of those fields, and the arrays. ValueError naming the file otherwise."""
     safetensors = _safetensors()
     path = _path(path)
     try:
-        file, class_name, options, names = _open(safetensors, path)
+        file, about, names = _open(safetensors, path, fields, names_in)
         with file:
-            return class_name, options, {name: file.get_tensor(name) for name in names}
+            return about, {name: file.get_tensor(name) for name in names}
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: expected a layer that fastrnn saved: {error}") from None
+        raise ValueError(f"{path}: expected {kind} that fastrnn saved: {error}") from None
 
 
 def _safetensors():
@@ -87,9 +103,9 @@ def _path(path):
     return os.fspath(path)
 
 
-def _open(safetensors, path):
-    """The open file, the class name, the options and the names of the parameters. Only the header has been read, and
-    it agrees with itself and with the size of the file."""
+def _open(safetensors, path, fields, names_in):
+    """The open file, what it is about and the names of its arrays. Only the header has been read, and it agrees with
+    itself and with the size of the file."""
     with open(path, "rb") as file:  # the first 8 bytes are the length of the header
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -101,20 +117,26 @@ def _open(safetensors, path):
         file = safetensors.safe_open(path, framework="np")  # checks that the tensors fill the rest of the file
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from None
-    return file, *_about(file)
+    about = _about(file, fields)
+    return file, about, names_in(file, *about)
 
 
-def _about(file):
-    """The class name, the options and the names of the parameters in the header of an open file."""
+def _about(file, fields):
+    """Those fields of the metadata in the header of an open file."""
     try:
         about = json.loads((file.metadata() or {})[_KEY])
-        version, class_name, options = about["version"], about["class"], about["options"]
+        version, *values = (about[field] for field in ("version", *fields))
     except KeyError as error:
         raise ValueError(f"its metadata have no {error}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"its metadata are damaged: {error}") from None
     if version != _VERSION:
         raise ValueError(f"expected version {_VERSION} of the format, got {version!r}")
+    return values
+
+
+def parameter_names(file, class_name, options) -> list[str]:
+    """The names of a layer's parameters in an open file, which must be those that the class and the options imply."""
     names, held = [], set(file.keys())
     for name, shape in parameter_shapes(class_name, options):
         if name not in held:
@@ -128,7 +150,7 @@ def _about(file):
         names.append(name)
     if held:
         raise ValueError(f"{min(held)}: its options imply none, but there is one")
-    return class_name, options, names
+    return names
 
 
 def parameter_shapes(class_name: str, options: dict) -> Iterator[tuple[str, tuple[int, ...]]]:

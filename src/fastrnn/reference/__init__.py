@@ -3,6 +3,7 @@
 Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed changes, and nothing else.
 """
 
+from ..bptt import BPTT, bptt
 from ..gradients import Gradients, clip_grad_norm
 from .cec import CEC
 from .gru import GRU
@@ -10,4 +11,4 @@ from .lstm import LSTM
 from .rnn import RNN
 from .tdnn import TDNN
 
-__all__ = ["CEC", "GRU", "LSTM", "RNN", "TDNN", "Gradients", "clip_grad_norm"]
+__all__ = ["BPTT", "CEC", "GRU", "LSTM", "RNN", "TDNN", "Gradients", "bptt", "clip_grad_norm"]
