@@ -1,9 +1,13 @@
-"""What a call holds in memory: inference nothing of size T but the output, training the states and its input."""
+"""What a call holds in memory: inference nothing of size T but the output, training the states and its input; and what
+becomes of it afterwards."""
 
 import sys
 
+import numpy as np
 import pytest
 from helpers import row_of, run_script
+
+import fastrnn
 
 PROGRAM = """
 import re, sys
@@ -53,3 +57,48 @@ def test_arrays_of_the_size_of_the_sequence(layers, mode, arrays, row):
     held = float(run_script(PROGRAM, str(layers), mode, row.cls, repr(row.options)))
     # A quarter of an array for everything else: packed weights, chunks, the allocator.
     assert arrays - 0.25 <= held <= arrays + 0.25
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+@pytest.fixture
+def lstm_and_inputs():
+    """A layer and three inputs whose outputs are large enough for their memory to be used again."""
+    rng = np.random.default_rng(0)
+    return fastrnn.LSTM(8, 64, num_layers=2, seed=0), [rng.standard_normal((50, 4, 8)).astype("f") for _ in range(3)]
+
+
+def test_memory_is_used_again(lstm_and_inputs):
+    layer, inputs = lstm_and_inputs
+    assert len({address(layer(x)[0]) for _ in range(20) for x in inputs}) < 10
+
+
+def test_what_anything_refers_to_is_not_used_again(lstm_and_inputs):
+    layer, inputs = lstm_and_inputs
+    held = []
+    for x in inputs:
+        y, _, tape = layer.forward(x)
+        grads = layer.backward(tape, y)
+        # The arrays, and parts of arrays whose owners are gone.
+        held += [y, tape.h[0][7:9], tape.c[1][::5, 1], tape.gates[0][..., 3:70], grads.x[-1], layer(x)[0][2:]]
+    before = [array.copy() for array in held]
+    del y, tape, grads
+    for x in inputs * 5:
+        layer.backward(layer.forward(-x)[2], np.ones((50, 4, 64), "f"))
+        layer(2 * x)
+    for array, value in zip(held, before, strict=True):
+        assert np.array_equal(array, value)
+
+
+def test_a_tape_keeps_its_memory(lstm_and_inputs):
+    layer, inputs = lstm_and_inputs
+    y, _, tape = layer.forward(inputs[0])
+    before = layer.backward(tape, y)
+    for x in inputs[1:] * 5:
+        layer.backward(layer.forward(x)[2])
+    after = layer.backward(tape, y)
+    assert np.array_equal(before.x, after.x)
+    for name, gradient in before.params.items():
+        assert np.array_equal(gradient, after.params[name])
