@@ -9,7 +9,8 @@
  * The sums of one chunk are formed first and then added to the gradient (the first chunk's begin it): an order that
  * depends on the batch and the sizes alone, for chunks are cut by the number of rows. */
 
-enum { BLOCK_ROWS = 256 }; /* rows that a sum over rows takes at a time */
+enum { BLOCK_ROWS = 256 };            /* rows that a sum over rows takes at a time */
+#define CHUNK_MACS ((int64_t)1 << 31) /* multiply-adds of a chunk's steps, and of its sums, at most */
 
 /* One stage of a step's products: dh from columns of deltas of the following step or, in a second stage, of this one. */
 typedef struct {
@@ -49,7 +50,8 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     f.p_at = f.W_at + (int64_t)packed_size(&f.W);
     f.p_step = divide_up(H, VL) * VL;
     f.size = f.p_at + (s->peephole ? 3 * f.p_step : 0);
-    f.rows = BLOCK_ROWS;
+    /* Few enough that a chunk is over soon after Ctrl-C; from sizes alone, since the order of the sums depends on it. */
+    f.rows = most(32, least(BLOCK_ROWS, CHUNK_MACS / (f.columns * (I + O))));
     /* An odd number of cache lines, so that a column of deltas does not fall into few sets of a cache. */
     const int64_t line = 64 / (int64_t)sizeof(real);
     f.step = (divide_up(f.columns + (f.projected ? O : 0), line) | 1) * line;

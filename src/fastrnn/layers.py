@@ -248,13 +248,15 @@ class Layer(_Inference):
     # States: internally a tuple of arrays (L*D, B, width).
 
     def _initial(self, state, B, ndim, name="state"):
-        if state is None and self._zero_states[0] == B:
-            return self._zero_states[1]
+        size, zeros = self._zero_states  # read once: another thread may replace them
+        if state is None and size == B:
+            return zeros
         rows = self.num_layers * self.num_directions
         shapes = [(rows, B, self._state_widths[part]) for part in self._states]
         if state is None:
-            self._zero_states = B, tuple([np.zeros(shape, self.dtype) for shape in shapes])
-            return self._zero_states[1]
+            zeros = tuple([np.zeros(shape, self.dtype) for shape in shapes])
+            self._zero_states = B, zeros
+            return zeros
         if len(shapes) == 1:
             return (self._initial_part(state, shapes[0], B, ndim, name),)
         if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
