@@ -37,7 +37,8 @@ static frnn_weights weights_of(int64_t GH, int64_t I, int64_t H) {
 }
 
 static frnn_rows rows_of(const frnn_batch *batch, int64_t width) {
-    return (frnn_rows){reals(batch->T * batch->B * width), batch->B * width, width, NULL};
+    void *data = reals(batch->T * batch->B * width);
+    return (frnn_rows){.data = data, .time_step = batch->B * width, .sequence_step = width};
 }
 
 static const frnn_isa *isa_named(const char *name) {
@@ -87,11 +88,7 @@ int main(int argc, char **argv) {
     if (frnn_forward(isa, 1, &layer, &batch, &forward) != FRNN_OK) fail("frnn_forward, keeping");
 
     frnn_backward_args backward = {.packed = packed[1], .workspace = workspace[1], .gradients = &gradients};
-    backward.x = forward.x;
-    backward.y = forward.y;
-    backward.kept = forward.kept;
-    backward.h0 = forward.h0;
-    backward.c0 = forward.c0;
+    backward.record = (frnn_record){forward.x, forward.y, forward.kept, forward.h0, forward.c0};
     backward.dy = rows_of(&batch, H);
     backward.dx = rows_of(&batch, I);
     backward.dh0 = reals(BH);

@@ -136,6 +136,7 @@ static int layer_fits(const frnn_layer *layer) {
 
 static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int threads) {
     return batch->T >= 0 && batch->B >= 0 && threads >= 1 && (batch->lengths == NULL || batch->order != NULL) &&
+           (batch->whole == NULL || layer->contexts == 0) &&
            ((double)batch->B + 512) * threads * ((double)layer->input_size + (double)layer->hidden_size + 64) *
                    MOST_COLUMNS <
                MOST_REALS;
@@ -165,9 +166,10 @@ size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *l
 }
 
 static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
-                        frnn_pass pass, const void *args, const frnn_interrupt *interrupt) {
+                        frnn_pass pass, const void *args, const frnn_record *record, const frnn_interrupt *interrupt) {
     if (!layer_fits(layer) || !batch_fits(layer, batch, threads)) return FRNN_INVALID;
-    frnn_job job = {.layer = layer, .batch = batch, .args = args, .threads = threads, .interrupt = interrupt};
+    frnn_job job = {.layer = layer, .batch = batch, .args = args, .record = record, .threads = threads};
+    job.interrupt = interrupt;
     const double passes = pass == FRNN_BACKWARD ? 2 : 1;
     const double reading = batch->B > 0 && batch->B < READ_MACS ? READ_MACS / (double)batch->B : 1;
     return run(kernels_of(isa, layer, pass)->work, &job, useful_threads(threads, layer, batch, passes * reading));
@@ -175,12 +177,22 @@ static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *laye
 
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                          const frnn_forward_args *args) {
-    return call(isa, threads, layer, batch, FRNN_FORWARD, args, &args->interrupt);
+    return call(isa, threads, layer, batch, FRNN_FORWARD, args, NULL, &args->interrupt);
+}
+
+frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                     const frnn_record *record, const frnn_forward_args *tangents) {
+    return call(isa, threads, layer, batch, FRNN_FORWARD, tangents, record, &tangents->interrupt);
 }
 
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args) {
-    return call(isa, threads, layer, batch, FRNN_BACKWARD, args, &args->interrupt);
+    if (layer->contexts > 0 && (!args->gradients || !args->dx.data)) return FRNN_INVALID;
+    return call(isa, threads, layer, batch, FRNN_BACKWARD, args, NULL, &args->interrupt);
+}
+
+int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end) {
+    return isas[ISAS - 1].kernels[layer->dtype]->chunk_begin(layer, batch, end);
 }
 
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,

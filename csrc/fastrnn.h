@@ -53,11 +53,15 @@ typedef struct {
 } frnn_shape;
 frnn_shape frnn_layer_shape(const frnn_layer *layer);
 
-/* One batch of sequences. */
-typedef struct {
+/* One batch of sequences; or a window on one, the steps [begin, begin + T) of `whole` in the order in which each direction
+ * reads them, with each sequence's part of its length (recurrent layers only). Window after window, states handed on, gives
+ * the bits of one call. */
+typedef struct frnn_batch {
     int64_t T, B;
     const int64_t *lengths; /* (B,), 0..T; NULL: every length is T */
     const int64_t *order;   /* (B,), the sequences by descending length; NULL only if lengths is */
+    int64_t begin;
+    const struct frnn_batch *whole; /* NULL: this is no window */
 } frnn_batch;
 
 /* A value for each step of each sequence: the row of step t of sequence b begins at
@@ -66,6 +70,7 @@ typedef struct {
     void *data;
     int64_t time_step, sequence_step;
     const int64_t *starts; /* (B,): a ragged batch, the sequences one after another */
+    int in_window;         /* the window's steps alone, in reading order: t counts from its begin */
 } frnn_rows;
 
 /* The weights of one direction, or their gradients. */
@@ -102,7 +107,7 @@ typedef struct {
     frnn_rows kept;        /* rows of D*K*H: what backward needs; data NULL: nothing is kept */
     void *x_copy, *y_copy; /* laid out as x and y: each row is copied here while it is in cache; or NULL */
     const void *h0, *c0;   /* (D, B, O), (D, B, H) */
-    void *hT, *cT;         /* the same after each sequence's last step */
+    void *hT, *cT;         /* the same after each sequence's last step; they may be h0 and c0 */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_forward_args;
@@ -110,23 +115,38 @@ typedef struct {
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                          const frnn_forward_args *args);
 
-/* The gradients of a loss J, from dJ/dy at every step and the gradients of the last states. What forward computed is read
- * only. */
+/* What forward read and wrote, as it was then: where derivatives are taken. */
 typedef struct {
-    const void *packed;            /* of FRNN_BACKWARD */
-    frnn_rows x, y, kept;          /* as forward read and wrote them */
-    const void *h0, *c0;           /* as forward read them */
+    frnn_rows x, y, kept;
+    const void *h0, *c0;
+} frnn_record;
+
+/* The directional derivative (a Jacobian-vector product): forward once more, with tangents for all but the weights, which
+ * are constants. x.data NULL, h0 or c0 NULL: zero; kept and the copies are not used. The workspace is forward's. */
+frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                     const frnn_record *record, const frnn_forward_args *tangents);
+
+/* The gradients of a loss J, from dJ/dy at every step and the gradients of the last states. */
+typedef struct {
+    const void *packed; /* of FRNN_BACKWARD */
+    frnn_record record;
     frnn_rows dy;                  /* rows of D*O; data NULL: zero */
     const void *dhT, *dcT;         /* (D, B, O), (D, B, H), or NULL: zero */
     frnn_rows dx;                  /* rows of I; overwritten if D = 1, else added to */
-    void *dh0, *dc0;               /* (D, B, O), (D, B, H), overwritten */
-    const frnn_weights *gradients; /* (D,), overwritten */
+    void *dh0, *dc0;               /* (D, B, O), (D, B, H), overwritten; they may be dhT and dcT */
+    const frnn_weights *gradients; /* (D,). A recurrent layer's gradients, and dx.data, may be NULL: not wanted */
+    int add;                       /* whether gradients are added to (by a window, from the last to the first) */
+    double clip_step;              /* 0, or what passes from a step to the one before is clipped to [-clip, clip] */
     frnn_interrupt interrupt;
     void *workspace;
 } frnn_backward_args;
 
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args);
+
+/* Backward sums gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin where a chunk
+ * does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin. Recurrent layers only. */
+int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end);
 
 /* The parts, for tests: out = function(in), elementwise, n reals; and c (M, N) = a (M, K) b (K, N), whose workspace is
  * frnn_product_workspace bytes. */

@@ -11,8 +11,9 @@
 typedef struct {
     const frnn_layer *layer;
     const frnn_batch *batch;
-    const void *args; /* frnn_forward_args or frnn_backward_args */
-    int threads;      /* as many as the workspace was made for */
+    const void *args;          /* frnn_forward_args or frnn_backward_args */
+    const frnn_record *record; /* with frnn_forward_args: these are tangents */
+    int threads;               /* as many as the workspace was made for */
     const frnn_weights *weights;
     void *packed;
     const frnn_interrupt *interrupt;
@@ -31,6 +32,7 @@ typedef struct {
 typedef struct {
     frnn_shape (*shape)(const frnn_layer *layer);
     frnn_pass_kernels recurrent[2], context[2]; /* by frnn_pass */
+    int64_t (*chunk_begin)(const frnn_layer *layer, const frnn_batch *batch, int64_t end);
     void (*evaluate)(frnn_function function, int64_t n, const void *in, void *out);
     size_t (*product_size)(int64_t K, int64_t N);
     void (*product)(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace);

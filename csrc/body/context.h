@@ -106,19 +106,24 @@ static void context_pack(void *argument, const frnn_worker *w) {
 
 /* For each worker. */
 typedef struct {
-    real *a, *outside;
+    real *a, *outside; /* a chunk's pre-activations; a row of zeros, to stand for inputs and for the bias of tangents */
     place *places;
-    real **rows, **y;
+    real **rows, **y, **at_y;
 } context_space;
+
+INLINE int64_t outside_width(const context_shape *f, const frnn_layer *layer) {
+    return most(packed_width(&f->W), layer->input_size);
+}
 
 static context_space context_space_of(const frnn_layer *layer, int threads, arena *a) {
     const context_shape f = context_shape_of(layer);
     context_space s = {0};
     s.a = take_reals(a, threads * f.rows * packed_width(&f.W));
-    s.outside = take_reals(a, threads * layer->input_size);
+    s.outside = take_reals(a, threads * outside_width(&f, layer));
     s.places = take(a, (size_t)(threads * f.rows), sizeof(place));
     s.rows = take_rows(a, threads * f.rows);
     s.y = take_rows(a, threads * f.rows);
+    s.at_y = take_rows(a, threads * f.rows);
     return s;
 }
 
@@ -133,42 +138,48 @@ static void context_work(void *argument, const frnn_worker *w) {
     frnn_job *job = argument;
     const frnn_layer *layer = job->layer;
     const frnn_forward_args *args = job->args;
+    const frnn_record *record = job->record; /* if these are tangents */
     const context_shape f = context_shape_of(layer);
     const cell_kernels cell = cell_of(layer->cell);
     const int64_t I = layer->input_size, H = layer->hidden_size, width = packed_width(&f.W);
     arena arena_ = {.base = args->workspace};
     const context_space s = context_space_of(layer, job->threads, &arena_);
-    real *a = s.a + w->id * f.rows * width, *outside = s.outside + w->id * I;
+    real *a = s.a + w->id * f.rows * width, *outside = s.outside + w->id * outside_width(&f, layer);
     place *places = s.places + w->id * f.rows;
-    real **rows = s.rows + w->id * f.rows, **y = s.y + w->id * f.rows;
+    real **rows = s.rows + w->id * f.rows, **y = s.y + w->id * f.rows, **at_y = s.at_y + w->id * f.rows;
+    packing product = f.W;
+    if (!args->x.data) product.K = 0;
     const int64_t total = total_rows(job->batch), end = part(w->id + 1, w->size, total);
     int64_t row = part(w->id, w->size, total), count;
     cursor at = cursor_at(job->batch, row);
     double macs = 0;
-    memset(outside, 0, (size_t)I * sizeof(real));
+    memset(outside, 0, (size_t)outside_width(&f, layer) * sizeof(real));
     for (; row < end && !atomic_load(&job->stopped); row += count) {
         count = least(f.rows, end - row);
         next_places(job->batch, &at, count, places);
         for (int d = 0; d < layer->directions; ++d) {
             const real *bias = (const real *)args->packed + (size_t)d * context_direction_size(layer, &f);
             const real *W = bias + width;
+            const real *init = record ? outside : bias;
             for (int k = 0; k < layer->contexts; ++k, W += packed_size(&f.W)) {
-                shifted_rows(&args->x, places, count, offset_of(layer, k, d), 0, outside, rows);
-                product_rows(&f.W, W, (const real *const *)rows, count, 0, f.W.panels, k ? a : bias, k ? width : 0, a,
-                             width);
+                if (args->x.data) shifted_rows(&args->x, places, count, offset_of(layer, k, d), 0, outside, rows);
+                product_rows(&product, W, (const real *const *)rows, count, 0, f.W.panels, k ? a : init, k ? width : 0,
+                             a, width);
             }
             shifted_rows(&args->y, places, count, 0, d * H, NULL, y);
+            if (record) shifted_rows(&record->y, places, count, 0, d * H, NULL, at_y);
             for (int64_t j = 0; j < f.W.panels; ++j) {
                 const int64_t unit = first_vector(&f.W, j) * VL;
                 forward_point point = {.rows = (int)count, .vecs = panel_vectors(&f.W, j), .unit = unit, .n = H - unit};
                 point.a = a + packed_column(&f.W, j);
                 point.a_step = width;
                 point.y = y;
-                cell.forward(&point);
+                point.at.y = (const real *const *)at_y;
+                (record ? cell.tangent : cell.forward)(&point);
             }
             copy_rows(y, count, &args->y, args->y_copy, 0, H);
         }
-        shifted_rows(&args->x, places, count, 0, 0, NULL, rows);
+        if (args->x_copy) shifted_rows(&args->x, places, count, 0, 0, NULL, rows);
         copy_rows(rows, count, &args->x, args->x_copy, 0, I);
         macs += (double)count * (double)H * (double)I * layer->contexts * layer->directions;
         poll(job, w, &macs);
@@ -232,12 +243,12 @@ static void shifted_deltas(const reverse_call *c, const context_shape *f, const 
                            int64_t offset, int d, real **rows[4], real *outside, real *delta) {
     const frnn_backward_args *args = c->args;
     const int64_t H = c->layer->hidden_size, count = to - from;
-    shifted_rows(&args->y, places + from, count, offset, d * H, outside, rows[0]);
+    shifted_rows(&args->record.y, places + from, count, offset, d * H, outside, rows[0]);
     if (args->dy.data) shifted_rows(&args->dy, places + from, count, offset, d * H, outside, rows[1]);
     for (int64_t r = 0; r < count; ++r) rows[2][r] = delta + r * f->step;
     for (int64_t r = 0; r < count; ++r) {
         reverse_point point = {.rows = 1, .H = H};
-        point.y = (const real *const *)rows[0] + r;
+        point.at.y = (const real *const *)rows[0] + r;
         point.dy = args->dy.data ? (const real *const *)rows[1] + r : NULL;
         point.delta = rows[2] + r;
         for (point.unit = 0; point.unit < H; point.unit += TILE_VECS * VL) {
@@ -272,7 +283,7 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
     cursor at = {0, 0};
     double macs = 0;
     int64_t row = 0, count;
-    c.first = 1;
+    c.first = !args->add;
     do { /* once at least: without any row the gradients are zero */
         count = least(f.rows, total - row);
         next_places(job->batch, &at, count, places);
@@ -292,7 +303,7 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
             }
             frnn_barrier(FRNN_ALL, w->size);
             for (int k = 0; k < layer->contexts; ++k) {
-                shifted_rows(&args->x, places, count, offset_of(layer, k, d), 0, s.outside, rows[0]);
+                shifted_rows(&args->record.x, places, count, offset_of(layer, k, d), 0, s.outside, rows[0]);
                 const row_sum sum = {packing_of(I, 1, 1, 0), 0, H, H, 0, &block, rows[0], (real *)out->W + k * I,
                                      layer->contexts * I};
                 const int64_t items = row_sum_items(&sum);

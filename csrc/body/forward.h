@@ -2,7 +2,9 @@
  * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y and what is to
  * be kept in its record. Some cells take a second stage for a step: a product of what the first one left in the record.
  *
- * Since a chunk of x is read before its rows of y are written, y may be x. */
+ * Since a chunk of x is read before its rows of y are written, y may be x.
+ *
+ * The same loop carries tangents: without the bias, and through the derivatives of the equations at what is recorded. */
 
 /* One stage of a step: some of the cell's columns. Places are counted in reals. */
 typedef struct {
@@ -68,7 +70,14 @@ typedef struct {
     real **rows;                   /* for each worker (forward_rows + B): a chunk's rows of x */
     real **x, **y, **kept;         /* for each worker (B): first rows */
     real **h, **c, **now_y, **now; /* for each worker (B): rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
+    real **at[4], **first_at[2];   /* for tangents the recorded y, h, c and record; first rows of y and record */
+    real *zero;                    /* for each worker: a row that stands for a bias or a state */
 } forward_space;
+
+/* The length of that row. */
+INLINE int64_t zero_width(const frnn_layer *layer, const forward_shape *f) {
+    return most(f->width, divide_up(most(layer->hidden_size, layer->output_size), VL) * VL);
+}
 
 static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
     const forward_shape f = forward_shape_of(layer);
@@ -78,7 +87,9 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     s.mapped = take_reals(a, threads * (rows + B) * mapped_step(layer, &f.cell.shape));
     s.record = take_reals(a, layer->directions * B * f.kept * layer->hidden_size);
     s.rows = take_rows(a, threads * (rows + B));
-    real ***by_sequence[] = {&s.x, &s.y, &s.kept, &s.h, &s.c, &s.now_y, &s.now};
+    real ***by_sequence[] = {&s.x,     &s.y,     &s.kept,  &s.h,     &s.c,           &s.now_y,      &s.now,
+                             &s.at[0], &s.at[1], &s.at[2], &s.at[3], &s.first_at[0], &s.first_at[1]};
+    s.zero = take_reals(a, threads * zero_width(layer, &f));
     for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, threads * B);
     return s;
 }
@@ -166,9 +177,10 @@ static void product_rows(const packing *p, const real *panels, const real *const
 typedef struct {
     const forward_shape *shape;
     int64_t H, from[2], to[2];
-    int keep;
+    int keep, tangents;
     const real *packed;
     real **h, **c, **y, **record; /* for each of the worker's sequences */
+    real **at[4];                 /* for tangents the recorded y, h, c and record */
 } forward_call;
 
 /* One stage of step t for the first `rows` of the worker's sequences, from their input products a; `source` are the rows that
@@ -200,6 +212,10 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             point.c = (const real *const *)c->c + row;
             point.record = c->record + row;
             point.y = project_later ? point.record : c->y + row; /* what is to be projected is a column of the record */
+            if (c->tangents) {
+                point.at = (recorded_rows){(const real *const *)c->at[0] + row, (const real *const *)c->at[1] + row,
+                                           (const real *const *)c->at[2] + row, (const real *const *)c->at[3] + row};
+            }
             if (vecs > 0) {
                 real *out = tile + stage->h_first * point.a_column;
                 const real *from[TILE_ROWS];
@@ -213,6 +229,8 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             }
             if (i == 1 && f->projected) {
                 project_forward(&point);
+            } else if (c->tangents) {
+                f->cell.tangent(&point);
             } else {
                 f->cell.forward(&point);
             }
@@ -236,20 +254,50 @@ static void map_rows(int f, real **rows, int64_t count, int64_t n, real *mapped,
     }
 }
 
+/* The same for tangents of inputs, rows laid out as x: dx times f'(x). */
+static void map_tangents(int f, real **rows, int64_t count, int64_t n, const frnn_rows *dx, const frnn_rows *x,
+                         real *mapped, int64_t step) {
+    for (int64_t r = 0; r < count; ++r, mapped += step) {
+        const real *at = (const real *)x->data + (rows[r] - (const real *)dx->data);
+        for (int64_t i = 0; i < n; i += VL) {
+            const vec value = activation(f, load_upto(at + i, n - i));
+            v_store(mapped + i, activation_gradient(f, value, load_upto(rows[r] + i, n - i)));
+        }
+        rows[r] = mapped;
+    }
+}
+
 /* The initial state of position p in an array (D, B, n), or NULL. */
 INLINE real *state_row(const void *states, const frnn_batch *batch, int d, int64_t p, int64_t n) {
     return states ? (real *)states + (d * batch->B + sequence_at(batch, p)) * n : NULL;
+}
+
+/* The rows of what was recorded at step t, where the tangents are those of positions [first, first + rows). */
+static void recorded_at(const forward_call *c, const frnn_record *record, const frnn_batch *batch, int d,
+                        const sequences *y, const sequences *kept, int64_t first, int64_t rows, int64_t t) {
+    const forward_shape *f = c->shape;
+    const int64_t O = f->stage[f->stages - 1].h.units, at_c = f->cell.shape.c;
+    for (int64_t r = 0; r < rows; ++r) {
+        c->at[0][r] = row_at(y, first + r, t);
+        c->at[1][r] = t > 0 ? c->at[0][r] - y->step : state_row(record->h0, batch, d, first + r, O);
+        if (f->kept) c->at[3][r] = row_at(kept, first + r, t);
+        if (at_c == NONE) continue;
+        c->at[2][r] = t > 0 ? c->at[3][r] - kept->step + at_c * c->H : state_row(record->c0, batch, d, first + r, c->H);
+    }
 }
 
 static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_batch *batch = job->batch;
     const frnn_forward_args *args = job->args;
+    const frnn_record *record = job->record;
     const forward_shape f = forward_shape_of(layer);
     const cell_shape *cell = &f.cell.shape;
     const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
     const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell), record_size = f.kept * H;
+    const int inputs = args->x.data != NULL; /* or they are tangents that are zero */
     forward_call c = {&f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
+    c.tangents = record != NULL;
     for (int i = 0; i < f.stages; ++i) {
         c.from[i] = part(s->part, s->parts, f.stage[i].h.panels);
         c.to[i] = part(s->part + 1, s->parts, f.stage[i].h.panels);
@@ -267,14 +315,25 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * f.width;
     real **chunk_rows = space->rows + w->id * (most_rows + B);
     real *mapped = space->mapped + w->id * (most_rows + B) * input_step;
-    const sequences x = sequences_of(batch, &args->x, d, 0, space->x + own, s->first, s->end);
+    real *zero = space->zero + w->id * zero_width(layer, &f);
+    const sequences x = sequences_of(batch, inputs ? &args->x : &record->x, d, 0, space->x + own, s->first, s->end);
     const sequences y = sequences_of(batch, &args->y, d, d * O, space->y + own, s->first, s->end);
     sequences kept = {0};
     if (c.keep) kept = sequences_of(batch, &args->kept, d, d * record_size, space->kept + own, s->first, s->end);
+    sequences recorded_y = {0}, recorded = {0};
+    if (record) {
+        memset(zero, 0, (size_t)zero_width(layer, &f) * sizeof(real));
+        for (int i = 0; i < LENGTH(c.at); ++i) c.at[i] = space->at[i] + own;
+        recorded_y = sequences_of(batch, &record->y, d, d * O, space->first_at[0] + own, s->first, s->end);
+        if (f.kept) {
+            recorded =
+                sequences_of(batch, &record->kept, d, d * record_size, space->first_at[1] + own, s->first, s->end);
+        }
+    }
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t r = p - s->first;
-        c.h[r] = state_row(args->h0, batch, d, p, O);
-        c.c[r] = state_row(args->c0, batch, d, p, H);
+        c.h[r] = args->h0 ? state_row(args->h0, batch, d, p, O) : zero;
+        c.c[r] = args->c0 ? state_row(args->c0, batch, d, p, H) : zero;
         c.record[r] = space->record + (d * B + p) * record_size;
     }
 
@@ -287,12 +346,17 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             now = active_after(batch, now, ++end);
         }
         if (s->part == 0 && d == 0) copy_rows(chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
-        if (input_step) map_rows(cell->input, chunk_rows, count, layer->input_size, mapped, input_step);
+        if (input_step && !record) map_rows(cell->input, chunk_rows, count, layer->input_size, mapped, input_step);
+        if (input_step && record && inputs) {
+            map_tangents(cell->input, chunk_rows, count, layer->input_size, &args->x, &record->x, mapped, input_step);
+        }
         for (int i = 0; i < f.stages; ++i) {
             const forward_stage *stage = &f.stage[i];
-            if (stage->x.gates == 0) continue;
-            product_rows(&stage->x, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
-                         c.packed + stage->bias, 0, a + stage->column, f.width);
+            packing W = stage->x;
+            if (W.gates == 0) continue;
+            if (!inputs) W.K = 0;
+            product_rows(&W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
+                         record ? zero : c.packed + stage->bias, 0, a + stage->column, f.width);
         }
         macs += (double)count * (double)f.width * (double)(layer->input_size + H);
         poll(job, w, &macs);
@@ -305,6 +369,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 c.y[r] = row_at(&y, s->first + r, step);
                 if (c.keep) c.record[r] = row_at(&kept, s->first + r, step);
             }
+            if (record) recorded_at(&c, record, batch, d, &recorded_y, &recorded, s->first, rows, step);
             forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
             if (f.stages == 2) {
                 frnn_barrier(s->group, s->parts);

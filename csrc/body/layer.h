@@ -14,16 +14,25 @@ INLINE int64_t length_at(const frnn_batch *batch, int64_t p) {
 }
 INLINE int64_t sequence_at(const frnn_batch *batch, int64_t p) { return batch->order ? batch->order[p] : p; }
 
+/* From a row to that of the step read next. */
+INLINE int64_t time_step(const frnn_rows *rows, int d) {
+    return d && !rows->in_window ? -rows->time_step : rows->time_step;
+}
+
 /* Fills positions [from, to) of the sequences that `rows` hold, each row taken at `column`. */
 static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, int reverse, int64_t column, real **first,
                               int64_t from, int64_t to) {
+    const frnn_batch *whole = batch->whole ? batch->whole : batch;
     for (int64_t p = from; p < to; ++p) {
-        const int64_t b = sequence_at(batch, p), length = length_at(batch, p);
+        const int64_t b = sequence_at(batch, p);
         const int64_t start = rows->starts ? rows->starts[b] * rows->time_step : b * rows->sequence_step;
-        const int64_t step = reverse && length > 0 ? length - 1 : 0;
+        int64_t step = 0; /* where the window begins; of a sequence that is over by then no row is read */
+        if (!rows->in_window && length_at(batch, p) > 0) {
+            step = reverse ? length_at(whole, p) - 1 - batch->begin : batch->begin;
+        }
         first[p] = (real *)rows->data + start + step * rows->time_step + column;
     }
-    return (sequences){first, reverse ? -rows->time_step : rows->time_step};
+    return (sequences){first, time_step(rows, reverse)};
 }
 INLINE real *row_at(const sequences *s, int64_t p, int64_t t) { return s->first[p] + t * s->step; }
 

@@ -61,6 +61,11 @@ INLINE void put_tile(const real *tile, int rows, int vecs, real *out, int64_t st
     }
 }
 
+/* What forward had at a step, where a derivative is taken: each row's y_t, h_{t-1}, c_{t-1} and record. */
+typedef struct {
+    const real *const *y, *const *h, *const *c, *const *record;
+} recorded_rows;
+
 /* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are H apart. */
 typedef struct {
     int rows, vecs, stage, keep;
@@ -73,6 +78,7 @@ typedef struct {
     int64_t y_at;
     const real *const *h, *const *c; /* h_{t-1}, c_{t-1}, */
     real *const *record;             /* and record, or NULL */
+    recorded_rows at;                /* where these are tangents */
 } forward_point;
 
 typedef struct {
@@ -80,10 +86,20 @@ typedef struct {
     int64_t unit, n, H;
     const real *p;
     int64_t p_step;
-    const real *const *y, *const *h, *const *c, *const *dy, *const *record; /* dy: NULL for zero */
-    real *const *delta, *const *direct;                                     /* each row's (columns, H); (H) */
-    int64_t dh_at; /* where dh_t lies beside the deltas, if it is projected */
+    recorded_rows at;
+    const real *const *dy;              /* NULL for zero */
+    real *const *delta, *const *direct; /* each row's (columns, H); (H) */
+    int64_t dh_at;                      /* where dh_t lies beside the deltas, if it is projected */
 } reverse_point;
+
+/* Of row r what a cell's derivatives take. */
+INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, int64_t unit, int64_t n, int64_t H,
+                          reverse_values *v) {
+    if (s.y_in_reverse) v->y = load_upto(at->y[r] + unit, n);
+    if (s.h_in_reverse) v->h = load_upto(at->h[r] + unit, n);
+    if (s.c != NONE) v->c = load_upto(at->c[r] + unit, n);
+    UNROLL for (int k = 0; k < s.kept; ++k) v->kept[k] = load_upto(at->record[r] + k * H + unit, n);
+}
 
 /* From pre-activations to the output and the record; `keep` all of it, or what lasts. */
 INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
@@ -112,7 +128,37 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
     }
 }
 
-/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. */
+/* The same for tangents: derivatives of the equations at what is recorded. */
+INLINE void tangent_tile(const cell_shape s, const int variant, const int stage,
+                         void equations(int variant, int stage, forward_values *v, const reverse_values *at),
+                         const forward_point *p) {
+    const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
+    const unsigned store = s.given[stage] & s.lasting, load = stage == 1 ? s.lasting : 0;
+    for (int r = 0; r < p->rows; ++r) {
+        for (int u = 0; u < p->vecs; ++u) {
+            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
+            const real *a = p->a + r * p->a_step + u * VL;
+            forward_values v;
+            reverse_values at;
+            load_recorded(s, &p->at, r, unit, n, p->H, &at);
+            UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->a_column);
+            if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
+            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
+            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
+            UNROLL for (int k = 0; k < s.kept; ++k) {
+                if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
+            }
+            equations(variant, stage, &v, &at);
+            UNROLL for (int k = 0; k < s.kept; ++k) {
+                if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
+            }
+            if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
+        }
+    }
+}
+
+/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. A gradient that comes past the product to h itself
+ * (there is no c) is part of dh_t; it is added first, so that dh_t is the same however the steps are cut into windows. */
 INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
                          void equations(int variant, int stage, reverse_values *v), const real *tile,
                          const reverse_point *p) {
@@ -122,13 +168,11 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             reverse_values v;
             v.dh = v_load(tile);
-            if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
             if (s.direct) v.direct = v_load(p->direct[r] + unit);
-            if (s.y_in_reverse) v.y = load_upto(p->y[r] + unit, n);
-            if (s.h_in_reverse) v.h = load_upto(p->h[r] + unit, n);
-            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
+            if (stage == 0 && s.direct && s.c == NONE) v.dh = v_add(v.dh, v.direct);
+            if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
+            load_recorded(s, &p->at, r, unit, n, p->H, &v);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
-            UNROLL for (int k = 0; k < s.kept; ++k) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
             equations(variant, stage, &v);
             UNROLL for (int g = 0; g < s.columns; ++g) {
                 if (store >> g & 1) store_upto(p->delta[r] + g * p->H + unit, v.delta[g], n);
@@ -176,6 +220,16 @@ INLINE void forward_cell(const cell_shape s, const int variant,
     }
 }
 
+INLINE void tangent_cell(const cell_shape s, const int variant,
+                         void equations(int variant, int stage, forward_values *v, const reverse_values *at),
+                         const forward_point *p) {
+    if (s.given[1] && p->stage == 1) {
+        tangent_tile(s, variant, 1, equations, p);
+    } else {
+        tangent_tile(s, variant, 0, equations, p);
+    }
+}
+
 INLINE void reverse_cell(const cell_shape s, const int variant,
                          void equations(int variant, int stage, reverse_values *v), const real *tile,
                          const reverse_point *p) {
@@ -190,6 +244,9 @@ INLINE void reverse_cell(const cell_shape s, const int variant,
     static void forward_##name(const forward_point *p) {                                                               \
         forward_cell(equations##_shape(variant), variant, equations##_forward, p);                                     \
     }                                                                                                                  \
+    static void tangent_##name(const forward_point *p) {                                                               \
+        tangent_cell(equations##_shape(variant), variant, equations##_tangent, p);                                     \
+    }                                                                                                                  \
     static void backward_##name(const real *tile, const reverse_point *p) {                                            \
         reverse_cell(equations##_shape(variant), variant, equations##_backward, tile, p);                              \
     }
@@ -198,7 +255,7 @@ INLINE void reverse_cell(const cell_shape s, const int variant,
 
 typedef struct {
     cell_shape shape;
-    void (*forward)(const forward_point *p);
+    void (*forward)(const forward_point *p), (*tangent)(const forward_point *p);
     void (*backward)(const real *tile, const reverse_point *p);
 } cell_kernels;
 
@@ -211,7 +268,7 @@ static cell_kernels cell_of(int cell) {
     switch (cell) {
     default:
 #define CELL(name, equations, variant)                                                                                 \
-    case name: return (cell_kernels){equations##_shape(variant), forward_##name, backward_##name};
+    case name: return (cell_kernels){equations##_shape(variant), forward_##name, tangent_##name, backward_##name};
 #include "../cells/cells.def"
 #undef CELL
     }

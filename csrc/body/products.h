@@ -165,15 +165,16 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
     const int id = c->worker->id, size = c->worker->size;
     row_sum sums[ROW_SUMS];
     int64_t items = 0, before = 0;
-    const int n = row_sums_of(c, v, &c->args->gradients[d], sums);
+    const frnn_weights *gradients = c->args->gradients;
+    const int n = gradients ? row_sums_of(c, v, &gradients[d], sums) : 0;
     for (int i = 0; i < n; ++i) items += row_sum_items(&sums[i]);
     const int64_t from = part(id, size, items), to = part(id + 1, size, items);
     for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
         sum_over_rows(c, v->delta, &sums[i], count, most(from - before, 0),
                       least(to - before, row_sum_items(&sums[i])));
     }
-    sum_biases(c, v->delta, v->chunk_c, v->chunk_kept, count, &c->args->gradients[d]);
-    input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
+    if (gradients) sum_biases(c, v->delta, v->chunk_c, v->chunk_kept, count, &gradients[d]);
+    if (c->args->dx.data) input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
     for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
         memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->columns * sizeof(real));
     }

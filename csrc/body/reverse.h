@@ -162,27 +162,47 @@ typedef struct {
 /* Finds the first rows: each worker those of some sequences. */
 static void reverse_prepare(const reverse_call *c, int d, const reverse_direction *v) {
     const frnn_backward_args *args = c->args;
+    const frnn_record *record = &args->record;
     const int id = c->worker->id, size = c->worker->size;
     const int64_t from = part(id, size, c->batch->B), to = part(id + 1, size, c->batch->B);
     const int64_t H = c->layer->hidden_size, O = c->layer->output_size;
-    sequences_of(c->batch, &args->x, d, 0, v->x, from, to);
-    sequences_of(c->batch, &args->y, d, d * O, v->y, from, to);
-    sequences_of(c->batch, &args->dx, d, 0, v->dx, from, to);
-    if (args->kept.data) sequences_of(c->batch, &args->kept, d, d * c->shape.kept * H, v->kept, from, to);
+    sequences_of(c->batch, &record->x, d, 0, v->x, from, to);
+    sequences_of(c->batch, &record->y, d, d * O, v->y, from, to);
+    sequences_of(c->batch, args->dx.data ? &args->dx : &record->x, d, 0, v->dx, from, to);
+    if (record->kept.data) sequences_of(c->batch, &record->kept, d, d * c->shape.kept * H, v->kept, from, to);
     if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * O, v->dy, from, to);
     for (int64_t p = from; p < to; ++p) {
-        v->h0[p] = state_row(args->h0, c->batch, d, p, O);
-        v->c0[p] = state_row(args->c0, c->batch, d, p, H);
+        v->h0[p] = state_row(record->h0, c->batch, d, p, O);
+        v->c0[p] = state_row(record->c0, c->batch, d, p, H);
         if (c->shape.cell.shape.direct) v->direct_rows[p] = v->direct + p * c->shape.p_step;
     }
 }
-
-INLINE int64_t time_step(const frnn_rows *rows, int d) { return d ? -rows->time_step : rows->time_step; }
 
 /* Columns [unit, unit + n) of a row of a state's gradient into `vecs` vectors; a row that is NULL is zero. */
 INLINE void load_state(const real *row, int64_t unit, int64_t n, int vecs, real *out) {
     for (int u = 0; u < vecs; ++u) {
         v_store(out + u * VL, row ? load_upto(row + unit + u * VL, most(0, n - u * VL)) : v_set1(0));
+    }
+}
+
+/* Clips n elements to [-limit, limit]; NaN stays. */
+static void clip(real *values, int64_t n, double limit) {
+    const vec high = v_set1((real)limit), low = v_set1(-(real)limit);
+    for (int64_t i = 0; i < n; i += VL) v_store(values + i, v_max(low, v_min(high, v_load(values + i))));
+}
+
+/* What comes back to a step in a tile of dh is clipped before dy is added. What passes beside the products to h itself is
+ * part of it. */
+static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
+    const cell_shape *s = &c->shape.cell.shape;
+    for (int r = 0; r < p->rows; ++r) {
+        real *row = tile + r * p->vecs * VL;
+        for (int u = 0; s->direct && s->c == NONE && u < p->vecs; ++u) {
+            real *direct = p->direct[r] + p->unit + u * VL;
+            v_store(row + u * VL, v_add(v_load(row + u * VL), v_load(direct)));
+            v_store(direct, v_set1(0));
+        }
+        clip(row, p->vecs * VL, c->args->clip_step);
     }
 }
 
@@ -219,20 +239,19 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
         for (int64_t m = 0; m < tiles.parts; ++m) {
             const int64_t p = from + split_at(&tiles, m);
             point.rows = (int)(from + split_at(&tiles, m + 1) - p);
-            point.y = (const real *const *)rows->y + p;
-            point.h = (const real *const *)rows->h + p;
-            point.c = (const real *const *)rows->c + p;
-            point.record = (const real *const *)rows->kept + p;
+            point.at = (recorded_rows){(const real *const *)rows->y + p, (const real *const *)rows->h + p,
+                                       (const real *const *)rows->c + p, (const real *const *)rows->kept + p};
             point.dy = c->args->dy.data && i == 0 ? (const real *const *)rows->dy + p : NULL;
             point.delta = rows->delta + p;
             point.direct = v->direct_rows + p;
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             for (int r = 0; r < point.rows; ++r) {
-                if (f->cell.shape.y_in_reverse) prefetch_row(point.y[r] + point.unit, point.vecs);
+                if (f->cell.shape.y_in_reverse) prefetch_row(point.at.y[r] + point.unit, point.vecs);
                 if (point.dy) prefetch_row(point.dy[r] + point.unit, point.vecs);
             }
             if (deltas) {
                 dh_tile(c, i, v, p, point.rows, j, deltas, tile);
+                if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
             } else {
                 for (int r = 0; r < point.rows; ++r) {
                     const real *dhT = state_row(c->args->dhT, c->batch, d, p + r, stage->units);
@@ -248,16 +267,21 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     }
 }
 
-/* For positions [from, to), whose last step this is: what passes beside the products begins as the gradient of c. */
+/* What passes beside the products to c: for positions [from, to), whose last step this is, it begins as the gradient of the
+ * last c; for those before, it is clipped if that was asked for. */
 static void begin_direct(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *units = &c->shape.stage[c->shape.stages - 1].p;
     const share *s = &c->share;
+    const int clips = c->args->clip_step > 0 && c->shape.cell.shape.c != NONE;
     if (!c->shape.cell.shape.direct) return;
     for (int64_t j = part(s->part, s->parts, units->panels); j < part(s->part + 1, s->parts, units->panels); ++j) {
         const int64_t unit = first_vector(units, j) * VL;
+        const int vecs = panel_vectors(units, j);
+        for (int64_t p = s->first; clips && p < from; ++p)
+            clip(v->direct_rows[p] + unit, vecs * VL, c->args->clip_step);
         for (int64_t p = from; p < to; ++p) {
-            load_state(state_row(c->args->dcT, c->batch, d, p, units->units), unit, units->units - unit,
-                       panel_vectors(units, j), v->direct_rows[p] + unit);
+            load_state(state_row(c->args->dcT, c->batch, d, p, units->units), unit, units->units - unit, vecs,
+                       v->direct_rows[p] + unit);
         }
     }
 }
@@ -271,8 +295,9 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
     const cell_shape *cell = &f->cell.shape;
     const share *s = &c->share;
     const reverse_rows *now = &c->rows;
-    const int64_t x_step = time_step(&args->x, d), y_step = time_step(&args->y, d), H = c->layer->hidden_size;
-    const int64_t kept_step = time_step(&args->kept, d);
+    const frnn_record *record = &args->record;
+    const int64_t x_step = time_step(&record->x, d), y_step = time_step(&record->y, d), H = c->layer->hidden_size;
+    const int64_t kept_step = time_step(&record->kept, d);
     const int64_t dx_step = time_step(&args->dx, d), dy_step = time_step(&args->dy, d);
     const real *next = v->carry;
     int64_t offset = 0;
@@ -317,37 +342,64 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
  * last states themselves for sequences of length 0. */
 static void initial_gradient(const reverse_call *c, int d, const reverse_direction *v, int64_t active) {
     const share *s = &c->share;
-    const cell_shape *cell = &c->shape.cell.shape;
-    const packing *R = &c->shape.stage[0].p, *units = &c->shape.stage[c->shape.stages - 1].p;
-    for (int64_t p = s->first; p < s->end; ++p) {
-        real *dh0 = state_row(c->args->dh0, c->batch, d, p, R->units);
-        real *dc0 = state_row(c->args->dc0, c->batch, d, p, units->units);
-        const real *dhT = state_row(c->args->dhT, c->batch, d, p, R->units);
-        const real *dcT = state_row(c->args->dcT, c->batch, d, p, units->units);
-        for (int64_t j = part(s->part, s->parts, R->panels); dh0 && j < part(s->part + 1, s->parts, R->panels); ++j) {
-            _Alignas(64) real tile[TILE_VECS * VL];
-            const int64_t unit = first_vector(R, j) * VL, n = R->units - unit;
-            const int vecs = panel_vectors(R, j);
-            if (p < active) {
-                dh_tile(c, 0, v, p, 1, j, v->carry, tile);
-                for (int u = 0; cell->direct && cell->c == NONE && u < vecs; ++u) {
-                    const vec direct = v_load(v->direct_rows[p] + unit + u * VL);
-                    v_store(tile + u * VL, v_add(v_load(tile + u * VL), direct));
+    const reverse_shape *f = &c->shape;
+    const cell_shape *cell = &f->cell.shape;
+    const frnn_backward_args *args = c->args;
+    for (int i = 0; i < 2; ++i) { /* dh0, with the panels of the first stage; dc0, with those of the last */
+        const packing *units = &f->stage[i ? f->stages - 1 : 0].p;
+        void *out = i ? args->dc0 : args->dh0;
+        const int64_t first = part(s->part, s->parts, units->panels), end = part(s->part + 1, s->parts, units->panels);
+        for (int64_t j = first; out && j < end; ++j) {
+            reverse_point point = {.vecs = panel_vectors(units, j), .unit = first_vector(units, j) * VL};
+            point.n = units->units - point.unit;
+            for (int64_t p = s->first; p < s->end; p += point.rows) {
+                _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+                const int returns = p < active; /* else the sequence has no step */
+                point.rows = returns ? (int)least(TILE_ROWS, least(active, s->end) - p) : 1;
+                point.direct = v->direct_rows + p;
+                if (returns && i == 0) {
+                    dh_tile(c, 0, v, p, point.rows, j, v->carry, tile);
+                    for (int r = 0; cell->direct && cell->c == NONE && r < point.rows; ++r) {
+                        for (int u = 0; u < point.vecs; ++u) {
+                            real *dh = tile + (r * point.vecs + u) * VL;
+                            v_store(dh, v_add(v_load(dh), v_load(point.direct[r] + point.unit + u * VL)));
+                        }
+                    }
                 }
-            } else {
-                load_state(dhT, unit, n, vecs, tile);
+                for (int r = 0; r < point.rows; ++r) {
+                    real *row = tile + r * point.vecs * VL;
+                    if (!returns || i == 1) {
+                        const real *end_row = state_row(i ? args->dcT : args->dhT, c->batch, d, p + r, units->units);
+                        load_state(returns ? v->direct_rows[p + r] : end_row, point.unit, point.n, point.vecs, row);
+                    }
+                    if (returns && args->clip_step > 0) clip(row, point.vecs * VL, args->clip_step);
+                    put_tile(row, 1, point.vecs, state_row(out, c->batch, d, p + r, units->units) + point.unit, 0,
+                             point.n, 0);
+                }
             }
-            put_tile(tile, 1, vecs, dh0 + unit, 0, n, 0);
-        }
-        for (int64_t j = part(s->part, s->parts, units->panels); dc0 && j < part(s->part + 1, s->parts, units->panels);
-             ++j) {
-            _Alignas(64) real tile[TILE_VECS * VL];
-            const int64_t unit = first_vector(units, j) * VL, n = units->units - unit;
-            const int vecs = panel_vectors(units, j);
-            load_state(p < active ? v->direct_rows[p] : dcT, unit, n, vecs, tile);
-            put_tile(tile, 1, vecs, dc0 + unit, 0, n, 0);
         }
     }
+}
+
+/* Where a chunk begins that ends before step `end`, at which `active` positions are active (if any is); the rows it has and those of
+ * its first step. */
+typedef struct {
+    int64_t begin, active, rows, first_rows;
+} chunk;
+
+static chunk chunk_before(const reverse_shape *f, const frnn_batch *batch, int64_t end, int64_t active) {
+    chunk k = {end, active, 0, 0};
+    for (; k.begin > 0; --k.begin) {
+        const int64_t now = active_before(batch, k.active, k.begin - 1, batch->B);
+        if (k.rows > 0 && k.rows + now > f->rows) break;
+        k.rows += k.first_rows = k.active = now;
+    }
+    return k;
+}
+
+static int64_t chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end) {
+    const reverse_shape f = reverse_shape_of(layer);
+    return chunk_before(&f, batch, end, active_before(batch, 0, end, batch->B)).begin;
 }
 
 static void reverse_work(void *argument, const frnn_worker *w) {
@@ -372,30 +424,26 @@ static void reverse_work(void *argument, const frnn_worker *w) {
 
     double macs = 0;
     int64_t active = active_before(batch, 0, batch->T, batch->B);
-    int64_t t = batch->B > 0 ? batch->T : 0, begin;
-    c.first = 1;
+    int64_t t = batch->B > 0 ? batch->T : 0;
+    c.first = !args->add;
     do { /* once at least: without any step the gradients are zero */
-        int64_t count = 0, following = active, last = 0;
-        for (begin = t; begin > 0; --begin) {
-            const int64_t now = active_before(batch, active, begin - 1, batch->B);
-            if (count > 0 && count + now > c.shape.rows) break;
-            count += last = active = now;
-        }
+        const chunk k = chunk_before(&c.shape, batch, t, active);
         for (int d = c.share.first_direction; d < c.share.end_direction; ++d) {
-            reverse_steps(&c, d, &direction[d], t, begin, following);
+            reverse_steps(&c, d, &direction[d], t, k.begin, active);
         }
         frnn_barrier(FRNN_ALL, w->size);
         for (int d = 0; d < D; ++d) {
-            reverse_products(&c, d, &direction[d], count, last);
+            reverse_products(&c, d, &direction[d], k.rows, k.first_rows);
             if (d + 1 < D) frnn_barrier(FRNN_ALL, w->size);
         }
-        macs += 2.0 * D * (double)count * (double)c.shape.columns *
+        macs += 2.0 * D * (double)k.rows * (double)c.shape.columns *
                 (double)(job->layer->input_size + job->layer->hidden_size);
         poll(job, w, &macs);
         frnn_barrier(FRNN_ALL, w->size);
         if (atomic_load(&job->stopped)) return;
         c.first = 0;
-        t = begin;
+        t = k.begin;
+        active = k.active;
     } while (t > 0);
     for (int d = c.share.first_direction; d < c.share.end_direction; ++d)
         initial_gradient(&c, d, &direction[d], active);

@@ -27,6 +27,13 @@ INLINE void cec_forward(const int variant, const int stage, forward_values *v) {
     v->h = variant & CEC_TANH_READOUT ? v_tanh(v->kept[0]) : v->kept[0];
 }
 
+INLINE void cec_tangent(const int variant, const int stage, forward_values *v, const reverse_values *at) {
+    (void)stage;
+    const vec dc = v_add(v->c, v->a[0]); /* c_t = c_{t-1} + a_t */
+    v->h = variant & CEC_TANH_READOUT ? activation_gradient(TANH, at->y, dc) : dc;
+    v->kept[0] = dc;
+}
+
 INLINE void cec_backward(const int variant, const int stage, reverse_values *v) {
     (void)stage;
     /* y_t = readout(c_t), and c_{t+1} = c_t + a_{t+1} */

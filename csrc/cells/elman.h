@@ -14,6 +14,11 @@ INLINE void elman_forward(const int f, const int stage, forward_values *v) {
     v->h = activation(f, v->a[0]);
 }
 
+INLINE void elman_tangent(const int f, const int stage, forward_values *v, const reverse_values *at) {
+    (void)stage;
+    v->h = activation_gradient(f, at->y, v->a[0]); /* h_t = f(a_t) */
+}
+
 INLINE void elman_backward(const int f, const int stage, reverse_values *v) {
     (void)stage;
     v->delta[0] = activation_gradient(f, v->y, v->dh); /* h_t = f(a_t) */

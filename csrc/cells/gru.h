@@ -65,6 +65,28 @@ INLINE void gru_forward(const int variant, const int stage, forward_values *v) {
     }
 }
 
+/* The tangent of h_t = n + z (h_{t-1} - n), whose own tangents are dz, dn, dh */
+INLINE vec gru_mix_tangent(const reverse_values *at, vec z, vec n, vec dz, vec dn, vec dh) {
+    return v_fma(z, v_sub(dh, dn), v_fma(dz, v_sub(at->h, n), dn));
+}
+
+INLINE void gru_tangent(const int variant, const int stage, forward_values *v, const reverse_values *at) {
+    enum { R, Z, N, LAST };
+    const vec r = at->kept[R], z = at->kept[Z], n = at->kept[N];
+    if (!(variant & GRU_RESET_BEFORE)) {
+        const vec dr = activation_gradient(LOGISTIC, r, v->a[1]), dz = activation_gradient(LOGISTIC, z, v->a[2]);
+        /* n = tanh(m + r q) */
+        const vec dn = activation_gradient(TANH, n, v_fma(r, v->a[3], v_fma(dr, at->kept[LAST], v->a[0])));
+        v->h = gru_mix_tangent(at, z, n, dz, dn, v->h);
+    } else if (stage == 0) {
+        const vec dr = activation_gradient(LOGISTIC, r, v->a[0]);
+        v->kept[Z] = activation_gradient(LOGISTIC, z, v->a[1]);
+        v->kept[LAST] = v_fma(dr, at->h, v_mul(r, v->h)); /* r h_{t-1} */
+    } else {
+        v->h = gru_mix_tangent(at, z, n, v->kept[Z], activation_gradient(TANH, n, v->a[0]), v->h);
+    }
+}
+
 INLINE void gru_backward(const int variant, const int stage, reverse_values *v) {
     enum { R, Z, N, LAST };
     const vec r = v->kept[R], z = v->kept[Z], n = v->kept[N];
@@ -73,7 +95,7 @@ INLINE void gru_backward(const int variant, const int stage, reverse_values *v) 
         v->direct = v_fma(v->dh, r, v->direct);
         return;
     }
-    const vec dh = v_add(v->dh, v->direct);
+    const vec dh = v->dh;
     /* h_t = n + z (h_{t-1} - n) */
     const vec da_n = activation_gradient(TANH, n, v_fnma(dh, z, dh));
     const vec da_z = activation_gradient(LOGISTIC, z, v_mul(dh, v_sub(v->h, n)));

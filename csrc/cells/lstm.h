@@ -53,6 +53,24 @@ INLINE void lstm_forward(const int variant, const int stage, forward_values *v) 
     v->kept[C] = c;
 }
 
+INLINE void lstm_tangent(const int variant, const int stage, forward_values *v, const reverse_values *at) {
+    (void)stage;
+    const int G = lstm_g(variant), O = lstm_o(variant), C = lstm_c(variant), peephole = variant & LSTM_PEEPHOLE;
+    const vec i = at->kept[0], g = at->kept[G], o = at->kept[O], tanh_c = v_tanh(at->kept[C]);
+    const vec di = activation_gradient(LOGISTIC, i, peephole ? v_fma(v->p[0], v->c, v->a[0]) : v->a[0]);
+    const vec dg = activation_gradient(TANH, g, v->a[G]);
+    vec dc = v->c; /* c_t = f c_{t-1} + i g */
+    if (variant & LSTM_COUPLED) dc = v_fnma(di, at->c, v_mul(v_sub(v_set1(1), i), dc));
+    if (G == 2) {
+        const vec f = at->kept[1], da_f = peephole ? v_fma(v->p[1], v->c, v->a[1]) : v->a[1];
+        dc = v_fma(activation_gradient(LOGISTIC, f, da_f), at->c, v_mul(f, dc));
+    }
+    dc = v_fma(i, dg, v_fma(di, g, dc));
+    const vec d_o = activation_gradient(LOGISTIC, o, peephole ? v_fma(v->p[2], dc, v->a[O]) : v->a[O]);
+    v->h = v_fma(d_o, tanh_c, activation_gradient(TANH, tanh_c, v_mul(o, dc))); /* h_t = o tanh(c_t) */
+    v->kept[C] = dc;
+}
+
 /* dJ/da of a logistic gate s, from dJ/ds */
 INLINE vec lstm_gate_gradient(vec s, vec ds) { return activation_gradient(LOGISTIC, s, ds); }
 

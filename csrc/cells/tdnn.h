@@ -15,6 +15,11 @@ INLINE void tdnn_forward(const int f, const int stage, forward_values *v) {
     v->h = activation(f, v->a[0]);
 }
 
+INLINE void tdnn_tangent(const int f, const int stage, forward_values *v, const reverse_values *at) {
+    (void)stage;
+    v->h = activation_gradient(f, at->y, v->a[0]); /* y_t = f(a_t) */
+}
+
 INLINE void tdnn_backward(const int f, const int stage, reverse_values *v) {
     (void)stage;
     v->delta[0] = activation_gradient(f, v->y, v->dh); /* y_t = f(a_t) */

@@ -7,6 +7,7 @@ version: str
 compiler: str
 
 _States = tuple[NDArray, ...]
+_Record = tuple[NDArray, NDArray, NDArray | None, _States, bool]
 _Weights = tuple[tuple[NDArray | None, NDArray | None, NDArray | None, NDArray | None], ...]
 
 def isas() -> tuple[str, ...]: ...
@@ -24,6 +25,8 @@ def read_loop(array: NDArray, rounds: int, threads: int = 1) -> int: ...
 class Batch:
     T: int
     B: int
+    begin: int
+    whole: Batch | None
     lengths: NDArray[np.int64] | None
     batch_first: bool
     def __init__(
@@ -34,6 +37,9 @@ class Batch:
         batch_first: bool = False,
         ragged: bool = False,
     ) -> None: ...
+    def window(self, begin: int, end: int) -> Batch: ...
+    @staticmethod
+    def gathered(rows: NDArray[np.int64], total: int) -> Batch: ...
     @property
     def ragged(self) -> bool: ...
     @property
@@ -70,19 +76,32 @@ class Kernel:
         kept: NDArray | None = None,
         x_copy: NDArray | None = None,
         y_copy: NDArray | None = None,
+        in_window: bool = False,
+    ) -> None: ...
+    def sizes(self, batch: Batch, threads: int) -> tuple[tuple[int, int], tuple[int, int]]: ...
+    def chunk_begin(self, batch: Batch, end: int) -> int: ...
+    def run_jvp(
+        self,
+        batch: Batch,
+        packed: Packed,
+        record: _Record,
+        dx: NDArray | None,
+        dstates: tuple[NDArray | None, ...] | None,
+        dy: NDArray,
+        new_dstates: _States,
+        threads: int,
     ) -> None: ...
     def run_backward(
         self,
         batch: Batch,
         packed: Packed,
-        x: NDArray,
-        y: NDArray,
-        kept: NDArray | None,
-        states: _States,
+        record: _Record,
         dy: NDArray | None,
         dstates: tuple[NDArray | None, ...] | None,
-        dx: NDArray,
+        dx: NDArray | None,
         initial: _States,
-        gradients: _Weights,
+        gradients: _Weights | None,
         threads: int,
+        add: bool = False,
+        clip_step: float = 0,
     ) -> None: ...

@@ -43,10 +43,13 @@ cdef extern from "fastrnn.h" nogil:
         int64_t T, B
         const int64_t *lengths
         const int64_t *order
+        int64_t begin
+        const frnn_batch *whole
     ctypedef struct frnn_rows:
         void *data
         int64_t time_step, sequence_step
         const int64_t *starts
+        int in_window
     ctypedef struct frnn_weights:
         void *W
         void *R
@@ -71,11 +74,13 @@ cdef extern from "fastrnn.h" nogil:
         void *cT
         frnn_interrupt interrupt
         void *workspace
-    ctypedef struct frnn_backward_args:
-        const void *packed
+    ctypedef struct frnn_record:
         frnn_rows x, y, kept
         const void *h0
         const void *c0
+    ctypedef struct frnn_backward_args:
+        const void *packed
+        frnn_record record
         frnn_rows dy
         const void *dhT
         const void *dcT
@@ -83,6 +88,8 @@ cdef extern from "fastrnn.h" nogil:
         void *dh0
         void *dc0
         const frnn_weights *gradients
+        int add
+        double clip_step
         frnn_interrupt interrupt
         void *workspace
 
@@ -100,6 +107,9 @@ cdef extern from "fastrnn.h" nogil:
                              const frnn_forward_args *args)
     frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                               const frnn_backward_args *args)
+    frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                         const frnn_record *record, const frnn_forward_args *tangents)
+    int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end)
     frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *inp,
                               void *out)
     size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N)
@@ -214,13 +224,14 @@ cdef class Batch:
     cdef frnn_batch batch
     cdef readonly object lengths
     cdef object order, starts
+    cdef readonly Batch whole
     cdef readonly bint batch_first
-    cdef readonly int64_t T, B
+    cdef readonly int64_t T, B, begin
     cdef int64_t rows
 
     def __cinit__(self, int64_t T, int64_t B, lengths=None, bint batch_first=False, bint ragged=False):
-        self.batch = frnn_batch(T, B, NULL, NULL)
-        self.T, self.B, self.rows = T, B, T * B
+        self.batch = frnn_batch(T, B, NULL, NULL, 0, NULL)
+        self.T, self.B, self.rows, self.begin = T, B, T * B, 0
         self.lengths, self.batch_first = lengths, batch_first
         if lengths is None:
             return
@@ -232,6 +243,28 @@ cdef class Batch:
             np.cumsum(lengths, out=self.starts[1:])
             self.rows = self.starts[B]
 
+    def window(self, int64_t begin, int64_t end):
+        """Steps [begin, end) of the sequences, counted as each direction reads them. Arrays are those of the whole batch,
+        but for what a call says is the window's own: (end - begin, B, .), in reading order."""
+        cdef Batch window = Batch(end - begin, self.B, batch_first=self.batch_first)
+        window.whole, window.begin, window.rows = self, begin, self.rows
+        window.batch.begin, window.batch.whole = begin, &self.batch
+        window.order, window.starts, window.batch.order = self.order, self.starts, self.batch.order
+        if self.lengths is not None:
+            window.lengths = np.clip(self.lengths - begin, 0, end - begin)
+            window.batch.lengths = <const int64_t *>cnp.PyArray_DATA(window.lengths)
+        return window
+
+    @staticmethod
+    def gathered(rows, int64_t total):
+        """One step of len(rows) sequences: sequence b's row is number rows[b] (int64, contiguous) of the `total` rows that
+        arrays have."""
+        cdef Batch batch = Batch(1, len(rows))
+        if len(rows) and not (0 <= rows.min() and rows.max() < total):
+            raise ValueError(f"rows: expected numbers in 0..{total - 1}")
+        batch.starts, batch.rows = rows, total
+        return batch
+
     @property
     def ragged(self):
         return self.starts is not None
@@ -241,9 +274,12 @@ cdef class Batch:
         """Whether arrays have rows that belong to no step."""
         return self.lengths is not None and self.starts is None
 
-    cdef int rows_of(self, frnn_rows *rows, array, int64_t width, int itemsize) except -1:
-        rows.data, rows.starts = data_of(array, self.rows * width, itemsize), NULL
-        if self.starts is not None:
+    cdef int rows_of(self, frnn_rows *rows, array, int64_t width, int itemsize, bint in_window=False) except -1:
+        rows.data = data_of(array, (self.T * self.B if in_window else self.rows) * width, itemsize)
+        rows.starts, rows.in_window = NULL, in_window
+        if in_window:
+            rows.time_step, rows.sequence_step = self.B * width, width
+        elif self.starts is not None:
             rows.time_step, rows.sequence_step = width, 0
             rows.starts = <const int64_t *>cnp.PyArray_DATA(self.starts)
         elif self.batch_first:
@@ -331,10 +367,22 @@ cdef class Kernel:
             c[0] = data_of(arrays[self.shape.h], rows * self.layer.hidden_size, self.itemsize)
         return 0
 
+    def sizes(self, Batch batch, int threads):
+        """Bytes of the packed weights and of the workspace, each (forward, backward)."""
+        return ((frnn_packed_size(chosen, &self.layer, FRNN_FORWARD),
+                 frnn_packed_size(chosen, &self.layer, FRNN_BACKWARD)),
+                (frnn_workspace_size(chosen, threads, &self.layer, &batch.batch, FRNN_FORWARD),
+                 frnn_workspace_size(chosen, threads, &self.layer, &batch.batch, FRNN_BACKWARD)))
+
+    def chunk_begin(self, Batch batch, int64_t end):
+        """Where backward's chunk begins that ends before step `end`, itself such a begin or T. Windows cut at these give
+        the bits of one call."""
+        return frnn_chunk_begin(&self.layer, &batch.batch, end)
+
     def run_forward(self, Batch batch, Packed packed, x, y, tuple states, tuple new_states, int threads, kept=None,
-                    x_copy=None, y_copy=None):
+                    x_copy=None, y_copy=None, bint in_window=False):
         """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*H; None: nothing) from x (rows of I) and the
-        states: h (D, B, O), c (D, B, H); and the copies of x and y."""
+        states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the window's own."""
         cdef frnn_forward_args args
         cdef frnn_rows copy
         cdef frnn_status status
@@ -343,8 +391,9 @@ cdef class Kernel:
         cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
         args.packed = packed.memory.block.data
         batch.rows_of(&args.x, x, I, self.itemsize)
-        batch.rows_of(&args.y, y, outputs, self.itemsize)
-        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
+        batch.rows_of(&args.y, y, outputs, self.itemsize, in_window)
+        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize,
+                      in_window)
         batch.rows_of(&copy, x_copy, I, self.itemsize)
         args.x_copy = copy.data
         batch.rows_of(&copy, y_copy, outputs, self.itemsize)
@@ -358,24 +407,56 @@ cdef class Kernel:
             status = frnn_forward(packed.isa, threads, &self.layer, &batch.batch, &args)
         check(status, interruption)
 
-    def run_backward(self, Batch batch, Packed packed, x, y, kept, tuple states, dy, dstates, dx, tuple initial,
-                     tuple gradients, int threads):
-        """Fill dx, the gradients of the initial states and of the weights; dy and dstates (a tuple as states, or any of
-        it) may be None: zero. dx is added to if D is 2."""
+    cdef int record_of(self, Batch batch, record, frnn_record *out) except -1:
+        """What forward read and wrote: (x, y, kept, states, in_window)."""
+        x, y, kept, states, in_window = record
+        cdef int64_t D = self.layer.directions
+        batch.rows_of(&out.x, x, self.layer.input_size, self.itemsize)
+        batch.rows_of(&out.y, y, D * self.layer.output_size, self.itemsize, in_window)
+        batch.rows_of(&out.kept, kept, D * self.shape.kept * self.layer.hidden_size, self.itemsize, in_window)
+        self.states_of(batch, states, <void **>&out.h0, <void **>&out.c0)
+        return 0
+
+    def run_jvp(self, Batch batch, Packed packed, record, dx, tuple dstates, dy, tuple new_dstates, int threads):
+        """Fill dy and the tangents of the new states from those of x and of the states (None, or any of the states
+        None: zero), at what forward recorded; the weights are packed for forward."""
+        cdef frnn_forward_args args
+        cdef frnn_record at
+        cdef frnn_status status
+        cdef Loan workspace
+        cdef list interruption = []
+        self.record_of(batch, record, &at)
+        args.packed = packed.memory.block.data
+        batch.rows_of(&args.x, dx, self.layer.input_size, self.itemsize)
+        batch.rows_of(&args.y, dy, self.layer.directions * self.layer.output_size, self.itemsize)
+        args.kept.data = args.x_copy = args.y_copy = NULL
+        self.states_of(batch, dstates, <void **>&args.h0, <void **>&args.c0)
+        self.states_of(batch, new_dstates, &args.hT, &args.cT)
+        args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
+        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
+        args.workspace = workspace.block.data
+        with nogil:
+            status = frnn_jvp(packed.isa, threads, &self.layer, &batch.batch, &at, &args)
+        check(status, interruption)
+
+    def run_backward(self, Batch batch, Packed packed, record, dy, dstates, dx, tuple initial, gradients,
+                     int threads, bint add=False, double clip_step=0):
+        """Fill dx, the gradients of the initial states and of the weights, at what forward recorded; dy and dstates (a
+        tuple as states, or any of it) may be None: zero. dx is added to if D is 2, the gradients if `add`; of a recurrent
+        layer each may be None: not wanted. initial may be dstates. A clip_step that is not 0 clips what passes from step to
+        step."""
         cdef frnn_backward_args args
         cdef frnn_weights sums[2]
         cdef frnn_status status
         cdef Loan workspace
         cdef list interruption = []
-        cdef int64_t I = self.layer.input_size, outputs = self.layer.directions * self.layer.output_size
-        self.weights_of(gradients, sums)
-        args.packed, args.gradients = packed.memory.block.data, sums
-        batch.rows_of(&args.x, x, I, self.itemsize)
-        batch.rows_of(&args.y, y, outputs, self.itemsize)
-        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize)
-        batch.rows_of(&args.dy, dy, outputs, self.itemsize)
-        batch.rows_of(&args.dx, dx, I, self.itemsize)
-        self.states_of(batch, states, <void **>&args.h0, <void **>&args.c0)
+        args.packed, args.gradients, args.add, args.clip_step = packed.memory.block.data, NULL, add, clip_step
+        if gradients is not None:
+            self.weights_of(gradients, sums)
+            args.gradients = sums
+        self.record_of(batch, record, &args.record)
+        batch.rows_of(&args.dy, dy, self.layer.directions * self.layer.output_size, self.itemsize)
+        batch.rows_of(&args.dx, dx, self.layer.input_size, self.itemsize)
         self.states_of(batch, dstates, <void **>&args.dhT, <void **>&args.dcT)
         self.states_of(batch, initial, &args.dh0, &args.dc0)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)

@@ -106,6 +106,14 @@ def at_least_zero(value, name: str) -> float:
     return number
 
 
+def greater_than_zero(value, name: str) -> float:
+    """``value`` as a finite float greater than 0."""
+    number = _number(value, name)
+    if not 0.0 < number < np.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    return number
+
+
 def choice(value, name: str, choices: tuple[str, ...]) -> str:
     """``value``, which must be one of ``choices``."""
     if not isinstance(value, str) or value not in choices:

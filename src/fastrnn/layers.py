@@ -9,16 +9,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core, checks, config, initial, storage
 from .gradients import Gradients
+from .inference import Frozen, Inference, State
+from .tape import Level, Tape, least_memory, memory_available, window_begins
 from .weights import Weights
-
-State = Any  #: h; (h, c) for LSTM, c for CEC, None for TDNN. As an argument any array-likes, and None for zeros
 
 
 class Parameters(dict):
@@ -44,121 +44,7 @@ class Parameters(dict):
     __delitem__ = pop = popitem = clear = setdefault = _fixed
 
 
-class Tape:
-    """What ``forward`` recorded for ``backward``. It may be used any number of times.
-
-    It is complete in itself: what becomes of x, y and the parameters after ``forward`` does not change the gradients.
-    """
-
-    __slots__ = ("_batch", "_inputs", "_kept", "_layer", "_masks", "_ndim", "_outputs", "_packed", "_states")
-
-    def __init__(self, layer, batch, ndim, states):
-        self._layer, self._batch, self._ndim, self._states = layer, batch, ndim, states
-        self._inputs, self._outputs, self._kept, self._masks, self._packed = [], [], [], [], []
-
-    @property
-    def h(self) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Every step's output h_t, in the layout of y: one array, or a tuple with one for each layer of a stack."""
-        return self._read_only([output.view() for output in self._outputs])
-
-    @property
-    def c(self) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Every step's c_t (LSTM, CEC), in the layout of y with ``D*H`` last."""
-        gates = len(self._layer._gates)
-        return self._columns("c", "c" in self._layer._states, gates, gates + 1)
-
-    @property
-    def gates(self) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Every step's gates (LSTM, GRU), after their nonlinearities, in the layout of y with ``D*G*H`` last: for each
-        direction block by block, in the order of the rows of ``weight_ih``."""
-        return self._columns("gates", self._layer._gates, 0, len(self._layer._gates))
-
-    def _columns(self, name, present, first, last):
-        """Columns of what was kept; a view unless two directions lie between."""
-        if not present:
-            raise AttributeError(f"tape.{name}: a layer of class {type(self._layer).__name__} has none")
-        D, H = self._layer.num_directions, self._layer.hidden_size
-        views = []
-        for kept, engine in zip(self._kept, self._layer._engines, strict=True):
-            rows = kept.shape[:-1]
-            columns = kept.reshape(*rows, D, engine.kept, H)[..., first:last, :]
-            views.append(columns.reshape(*rows, D * (last - first) * H))
-        return self._read_only(views)
-
-    def _read_only(self, views):
-        for view in views:
-            view.flags.writeable = False
-        return views[0] if len(views) == 1 else tuple(views)
-
-
-class _Inference:
-    """Calls that record nothing, in terms of ``_infer``."""
-
-    def __call__(
-        self, x: ArrayLike, state: State = None, *, lengths: ArrayLike | None = None
-    ) -> tuple[np.ndarray, State]:
-        """Run the layer and record nothing.
-
-        Parameters
-        ----------
-        x : array ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` for one unbatched sequence, or
-            ``(sum(lengths), I)``, a ragged batch
-        state : the initial state: h ``(L*D, B, O)``; for LSTM the pair (h, c) with c ``(L*D, B, H)``, for CEC c, for
-            TDNN there is none; None for zeros
-        lengths : ``(B,)`` integers in 0..T, in any order; None if all are T
-
-        Returns
-        -------
-        y : like x, with ``D*O`` last; zero past a sequence's length
-        state : after each sequence's last step
-
-        Raises
-        ------
-        ValueError, TypeError
-            naming the argument that is wrong, what was expected and what came.
-        """
-        layer = self._layer
-        x, batch = checks.sequences(x, lengths, layer.input_size, layer.batch_first, layer.dtype)
-        y, states = self._infer(x, batch, layer._initial(state, batch.B, x.ndim))
-        return y, layer._pack_state(states)
-
-    def step(self, x_t: ArrayLike, state: State = None) -> tuple[np.ndarray, State]:
-        """One time step of a stream: x_t ``(B, I)``, and the state that the last step returned (None: zeros). Returns
-        y_t ``(B, O)`` and the state. ValueError if an output depends on other steps' inputs: of a bidirectional layer,
-        and of a TDNN."""
-        layer = self._layer
-        layer._check_step()
-        x_t = checks.real_array(x_t, "x_t", layer.dtype)
-        if x_t.ndim != 2 or x_t.shape[1] != layer.input_size:
-            raise ValueError(f"x_t: expected shape (B, {layer.input_size}), got {x_t.shape}")
-        batch = _core.Batch(1, x_t.shape[0])
-        y_t, states = self._infer(x_t, batch, layer._initial(state, batch.B, 3))
-        return y_t, layer._pack_state(states)
-
-    def _infer(self, x, batch, states):
-        layer = self._layer
-        threads = config.get_num_threads()
-        new_states = tuple([np.empty_like(s) for s in states])
-        y = None
-        for k, engine in enumerate(layer._engines):
-            # A layer whose input is as wide as its output may write over it, unless it reads other steps.
-            if k == 0 or layer.num_directions == 2 or not layer._states:
-                x, y = (x if k == 0 else y), layer._empty(k, batch, x.shape, layer._output_width)
-            else:
-                x = y
-            engine.run_forward(
-                batch,
-                self._prepared(k, threads),
-                x,
-                y,
-                layer._states_of_layer(k, states),
-                layer._states_of_layer(k, new_states),
-                threads,
-            )
-        return y, new_states
-
-
-class Layer(_Inference):
+class Layer(Inference):
     """A stack of recurrent layers; see a subclass."""
 
     # What a subclass says: its states, and the gates that a tape shows.
@@ -313,7 +199,8 @@ class Layer(_Inference):
         state: State = None,
         *,
         lengths: ArrayLike | None = None,
-        checkpoint_every: int | None = None,
+        checkpoint_every: int | str | None = None,
+        memory_budget: int | None = None,
         rng: np.random.Generator | None = None,
     ) -> tuple[np.ndarray, State, Tape]:
         """Run the layer for training, and record what ``backward`` needs.
@@ -322,52 +209,121 @@ class Layer(_Inference):
         what passes from one layer of the stack to the next; its masks are drawn from ``rng`` (a
         ``numpy.random.Generator``), or from a generator of the layer's own, seeded with ``seed``.
 
+        ``checkpoint_every=k`` records only the state of every k-th step (and what each layer of the stack reads);
+        ``backward`` computes the rest again, k steps at a time (Chen, Xu, Zhang & Guestrin 2016). Gradients have the
+        same bits and memory grows with T/k + k, at the price of a second forward run. The k steps are made up of whole
+        chunks in which ``backward`` sums (up to 256 rows, steps times sequences), and are one chunk at least.
+        ``"auto"`` records everything if that takes no more than ``memory_budget`` bytes (None: half of what the system
+        has available), else the states at the k that takes least memory. ``training_memory`` predicts what is needed.
+        A TDNN, which keeps nothing but y, disregards both.
+
         Returns
         -------
         y, state, tape
         """
-        if checkpoint_every is not None:
-            raise ValueError(f"checkpoint_every: expected None, got {checkpoint_every!r}")
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(f"rng: expected a numpy.random.Generator or None, got {rng!r}")
         given = x
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
+        every = self._checkpoint_interval(checkpoint_every, memory_budget, batch)
         # The tape outlives the call, and the caller's arrays may change before it is used.
         states = tuple([s.copy() for s in self._initial(state, batch.B, x.ndim)])
         x_copy = self._engines[0].empty(x.shape, x.dtype) if np.may_share_memory(x, given) else None
         new_states = tuple([np.empty_like(s) for s in states])
-        tape = Tape(self, batch, x.ndim, states)
         threads = config.get_num_threads()
+        tape = Tape(self, batch, x.ndim, (*x.shape[:-1], self._output_width), states, threads)
         for k, engine in enumerate(self._engines):
+            mask = None
             if k > 0 and self.dropout > 0:
                 mask = (rng or self._dropout_rng).random(x.shape, np.float32) >= self.dropout
                 mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
-                tape._masks.append(mask)
                 x = x * mask
-            y = self._empty(k, batch, x.shape, self._output_width)
-            y_copy = self._empty(k, batch, x.shape, self._output_width) if k == self.num_layers - 1 else None
-            width = self.num_directions * engine.kept * self.hidden_size
-            kept = self._empty(k, batch, x.shape, width) if width else None
-            engine.run_forward(
-                batch,
-                engine.pack(self._weights[k], threads),
-                x,
-                y,
-                self._states_of_layer(k, states),
-                self._states_of_layer(k, new_states),
-                threads,
-                kept,
-                x_copy if k == 0 else None,
-                y_copy,
-            )
-            tape._kept.append(kept)
-            tape._inputs.append(x_copy if k == 0 and x_copy is not None else x)
-            tape._outputs.append(y)
-            tape._packed.append(engine.pack(self._weights[k], threads, backward=True))
+            own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
+            packed = [engine.pack(self._weights[k], threads, backward=back) for back in (False, True)]
+            level = Level(engine, *packed, x, mask, own[0], self._output_width)
+            y = self._record(level, batch, own[1], every, x_copy if k == 0 else None, k == self.num_layers - 1)
+            tape._levels.append(level)
             x = y
-        return y_copy, self._pack_state(new_states), tape
+        return y, self._pack_state(new_states), tape
 
-    def backward(self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None) -> Gradients:
+    def _record(self, level, batch, new_states, every, x_copy, last):
+        """Run one layer of the stack, and keep its record or its checkpoints. Returns y: of the last layer one of the
+        caller's own."""
+        engine, threads, rows = level.engine, config.get_num_threads(), level.x.shape[:-1]
+
+        def empty(width):
+            array = engine.empty((*rows, width), self.dtype)
+            if batch.padded:  # zero where no step will write
+                array.fill(0)
+            return array
+
+        y = empty(self._output_width)
+        if every is None:
+            kept_width = self.num_directions * engine.kept * self.hidden_size
+            level.y, level.kept = y, empty(kept_width) if kept_width else None
+            y_copy = empty(self._output_width) if last else None
+            engine.run_forward(
+                batch, level.packed, level.x, y, level.states, new_states, threads, level.kept, x_copy, y_copy
+            )
+            y = y_copy if last else y
+        else:
+            level.checkpoints = []
+            begins = window_begins(engine, batch, every)
+            states = level.states
+            for begin, end in zip(begins, [*begins[1:], batch.T], strict=True):
+                after = new_states if end == batch.T else tuple(np.empty_like(s) for s in states)
+                window = batch.window(begin, end)
+                engine.run_forward(window, level.packed, level.x, y, states, after, threads, None, x_copy)
+                level.checkpoints.append((begin, states))
+                states = after
+        if x_copy is not None:
+            level.x = x_copy
+        return y
+
+    def _checkpoint_interval(self, every, budget, batch):
+        if budget is not None:
+            budget = checks.positive_integer(budget, "memory_budget")
+        if isinstance(every, str):
+            if every != "auto":
+                raise ValueError(f'checkpoint_every: expected a number of steps, "auto" or None, got {every!r}')
+            widths = [self.num_directions * engine.kept * self.hidden_size for engine in self._engines]
+            step = batch.B * self.dtype.itemsize * sum(width + self._output_width for width in widths)
+            state = batch.B * self.dtype.itemsize * self.num_directions * self.num_layers
+            state *= sum(self._state_widths[part] for part in self._states)
+            fits = batch.T * step <= (memory_available() // 2 if budget is None else budget)
+            every = None if fits else least_memory(batch.T, state, step)
+        elif every is not None:
+            every = checks.positive_integer(every, "checkpoint_every")
+        return every if self._states else None
+
+    def training_memory(self, T: int, B: int, *, checkpoint_every: int | None = None) -> int:
+        """Bytes that ``forward`` and ``backward`` of B sequences of T steps take at most, beside x and dy: the outputs,
+        the tape, the gradients, packed weights and workspaces, with the present number of threads."""
+        T, B = checks.integer_at_least(T, "T", 0), checks.integer_at_least(B, "B", 0)
+        batch, threads = _core.Batch(T, B), config.get_num_threads()
+        every = self._checkpoint_interval(checkpoint_every, None, batch)
+        D, L, H = self.num_directions, self.num_layers, self.hidden_size
+        rows = T * B
+        state = D * B * sum(self._state_widths[part] for part in self._states)
+        reals = rows * self._output_width + sum(value.size for value in self.params.values())
+        extra, passing = 0, []  # bytes of the engines; reals that backward needs layer by layer
+        for k, engine in enumerate(self._engines):
+            record = D * engine.kept * H + self._output_width
+            begins = [0] if every is None else window_begins(engine, batch, every)
+            steps = max(end - begin for begin, end in zip(begins, [*begins[1:], T], strict=True))
+            packed, workspaces = engine.sizes(batch if every is None else batch.window(0, steps), threads)
+            extra += sum(packed) + sum(workspaces)
+            inputs = rows * self._input_size_of(k)
+            reals += inputs * (1 + (k > 0 and self.dropout > 0)) + state * (len(begins) + 1)
+            if every is None:
+                reals += rows * (record - (self._output_width if k < L - 1 else 0))
+            above = rows * self._output_width if k < L - 1 else 0
+            passing.append(inputs + above + (0 if every is None else steps * B * record))
+        return extra + (reals + max(passing)) * self.dtype.itemsize
+
+    def backward(
+        self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None, *, clip_step: float | None = None
+    ) -> Gradients:
         """Back-propagation through time (Werbos 1990) of a loss J = sum over t of J_t.
 
         Parameters
@@ -376,43 +332,78 @@ class Layer(_Inference):
         dy : dJ/dy, of y's shape: the gradient with respect to every step's output; None for zero. Not read past a
             sequence's length
         dstate : dJ/d(the state that forward returned), of its shape; None, for the whole or a part of it, for zero
+        clip_step : a number > 0: the recurrent gradient, what a step passes back to the state before it (dh, and dc
+            where there is one), is clipped element by element to [-clip_step, clip_step] before the gradient of that
+            state's own output joins it (after Graves, "Generating sequences with recurrent neural networks", 2013).
+            None for the gradient as it is
 
         Returns
         -------
         Gradients
             ``x`` (zero past a sequence's length), ``state`` and ``params``.
         """
+        batch = self._batch_of(tape)
+        if dy is not None:
+            dy = checks.shaped_array(dy, "dy", tape._shape, self.dtype)
+        clip = 0.0 if clip_step is None else checks.greater_than_zero(clip_step, "clip_step")
+        params = {name: np.empty_like(value) for name, value in self.params.items()}
+        gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
+        dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
+        threads = config.get_num_threads()
+        for k, level in reversed(list(enumerate(tape._levels))):
+            # Both directions add to dx.
+            dx = self._empty(k, batch, level.x.shape, level.x.shape[-1], zero=self.num_directions == 2)
+            before = None if dstates is None else self._states_of_layer(k, dstates)
+            passed = self._states_of_layer(k, gradients_of_states)
+            add = False
+            for part, record in level.windows(batch, threads, back=True):
+                weights = self._weights_of(k, params)
+                level.engine.run_backward(
+                    part, level.packed_back, record, dy, before, dx, passed, weights, threads, add, clip
+                )
+                before, add = passed, True
+            dy = dx if level.mask is None else dx * level.mask
+        return Gradients(dx, self._pack_state(gradients_of_states), params)
+
+    def jvp(self, tape: Tape, dx: ArrayLike | None = None, dstate: State = None) -> tuple[np.ndarray, State]:
+        """The directional derivative of ``forward``, a Jacobian-vector product (forward-mode differentiation; for
+        recurrent networks in Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994).
+
+        Parameters
+        ----------
+        tape : from this layer's ``forward``; the derivative is taken there, with the masks of its dropout
+        dx : the direction in x, of its shape; None for zero. Not read past a sequence's length
+        dstate : the direction in the initial state, of its shape; None, for the whole or a part of it, for zero
+
+        Returns
+        -------
+        dy : d y/d(x, state) times the direction, of y's shape; zero past a sequence's length
+        dstate : the same for the state that ``forward`` returned
+        """
+        batch = self._batch_of(tape)
+        if dx is not None:
+            dx = checks.shaped_array(dx, "dx", (*tape._shape[:-1], self.input_size), self.dtype)
+        tangents = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
+        new_tangents = tuple(np.empty_like(s) for s in tape._states)
+        threads = config.get_num_threads()
+        for k, level in enumerate(tape._levels):
+            dy = self._empty(k, batch, tape._shape, self._output_width)
+            before = None if tangents is None else self._states_of_layer(k, tangents)
+            passed = self._states_of_layer(k, new_tangents)
+            if dx is not None and level.mask is not None:
+                dx = dx * level.mask
+            for part, record in level.windows(batch, threads, back=False):
+                level.engine.run_jvp(part, level.packed, record, dx, before, dy, passed, threads)
+                before = passed
+            dx = dy
+        return dy, self._pack_state(new_tangents)
+
+    def _batch_of(self, tape):
         if not isinstance(tape, Tape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         if tape._layer is not self:
             raise ValueError("tape: expected one of this layer's forward, got another layer's")
-        batch, shape = tape._batch, tape._outputs[-1].shape
-        if dy is not None:
-            dy = checks.shaped_array(dy, "dy", shape, self.dtype)
-        dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
-        params = {name: np.empty_like(value) for name, value in self.params.items()}
-        gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
-        threads = config.get_num_threads()
-        for k in reversed(range(self.num_layers)):
-            x = tape._inputs[k]
-            # Both directions add to dx.
-            dx = self._empty(k, batch, x.shape, x.shape[-1], zero=self.num_directions == 2)
-            self._engines[k].run_backward(
-                batch,
-                tape._packed[k],
-                x,
-                tape._outputs[k],
-                tape._kept[k],
-                self._states_of_layer(k, tape._states),
-                dy,
-                None if dstates is None else self._states_of_layer(k, dstates),
-                dx,
-                self._states_of_layer(k, gradients_of_states),
-                self._weights_of(k, params),
-                threads,
-            )
-            dy = dx * tape._masks[k - 1] if k > 0 and tape._masks else dx
-        return Gradients(dx, self._pack_state(gradients_of_states), params)
+        return tape._batch
 
     # Parameters.
 
@@ -471,20 +462,3 @@ class Layer(_Inference):
                 value = getattr(self, name)
                 options[name] = value.name if name == "dtype" else value
         return options
-
-
-class Frozen(_Inference):
-    """A layer's inference with prepared weights: what ``frozen()`` returns."""
-
-    def __init__(self, layer):
-        self._layer = layer
-        threads = config.get_num_threads()
-        self._packed = [
-            engine.pack(weights, threads) for engine, weights in zip(layer._engines, layer._weights, strict=True)
-        ]
-
-    def _prepared(self, k, threads):
-        return self._packed[k]
-
-    def __repr__(self):
-        return f"{self._layer!r}.frozen()"

@@ -33,7 +33,7 @@ static void *filled(frnn_dtype dtype, int64_t count, double scale) {
     void *data = malloc((size_t)count * (dtype == FRNN_F32 ? 4 : 8) + (count == 0));
     if (!data) abort();
     for (int64_t i = 0; i < count; ++i) {
-        const double value = uniform() * scale;
+        const double value = scale > 0 ? uniform() * scale : 0;
         if (dtype == FRNN_F32) {
             ((float *)data)[i] = (float)value;
         } else {
@@ -47,7 +47,7 @@ static double at(frnn_dtype dtype, const void *data, int64_t i) {
     return dtype == FRNN_F32 ? (double)((const float *)data)[i] : ((const double *)data)[i];
 }
 
-enum { OUTPUTS = 20 };
+enum { OUTPUTS = 28 };
 
 /* All results of one call, forward and backward. */
 typedef struct {
@@ -66,8 +66,8 @@ static void release(results *r) {
 }
 
 static frnn_rows rows_of(void *data, const shape *s, int64_t width, const int64_t *starts) {
-    frnn_rows rows = {data, s->B * width, width, NULL};
-    if (starts) rows = (frnn_rows){data, width, 0, starts};
+    frnn_rows rows = {.data = data, .time_step = s->B * width, .sequence_step = width};
+    if (starts) rows = (frnn_rows){.data = data, .time_step = width, .starts = starts};
     return rows;
 }
 
@@ -100,6 +100,110 @@ static frnn_weights weights_of(const frnn_layer *layer, int d, results *r) {
     return (frnn_weights){data[0], data[1], data[2], data[3], data[4], data[5]};
 }
 
+static int64_t bytes_of(frnn_dtype dtype, int64_t count) { return count * (dtype == FRNN_F32 ? 4 : 8); }
+
+static void must_equal(frnn_dtype dtype, const void *a, const void *b, int64_t count, const char *what) {
+    if (count > 0 && memcmp(a, b, (size_t)bytes_of(dtype, count)) != 0) {
+        printf("windows: %s is not that of one call\n", what);
+        exit(1);
+    }
+}
+
+/* A recurrent layer once more from checkpoints: states at the begins of windows, then each window's record anew and its part
+ * of the gradients, from the last one to the first. All bits must be those of one call, which is described by the args. */
+static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                          frnn_forward_args forward, frnn_backward_args backward, int64_t rows) {
+    enum { WINDOWS = 400 };
+    const frnn_dtype dtype = layer->dtype;
+    const frnn_shape of = frnn_layer_shape(layer);
+    const int64_t D = layer->directions, B = batch->B, H = layer->hidden_size, O = layer->output_size;
+    const int64_t h_count = of.h ? D * B * O : 0, c_count = of.c ? D * B * H : 0, kept_width = D * of.kept * H;
+    int64_t begin[WINDOWS], n = 0;
+    char *h = aligned((size_t)bytes_of(dtype, h_count * (WINDOWS + 1)));
+    char *c = aligned((size_t)bytes_of(dtype, c_count * (WINDOWS + 1)));
+    for (int64_t end = batch->T; end > 0 && n < WINDOWS; end = begin[n++]) {
+        begin[n] = frnn_chunk_begin(layer, batch, end);
+    }
+    if (n == 0 || n == WINDOWS) {
+        free(h);
+        free(c);
+        return;
+    }
+    frnn_batch window[WINDOWS];
+    int64_t *lengths = calloc((size_t)(n * B + 1), sizeof *lengths), steps = 0;
+    for (int64_t w = 0; w < n; ++w) { /* the first window is the last of begin */
+        const int64_t from = begin[n - 1 - w], to = w + 1 < n ? begin[n - 2 - w] : batch->T;
+        window[w] = (frnn_batch){.T = to - from, .B = B, .order = batch->order, .begin = from, .whole = batch};
+        for (int64_t b = 0; batch->lengths && b < B; ++b) {
+            const int64_t left = batch->lengths[b] - from;
+            lengths[w * B + b] = left < 0 ? 0 : left > to - from ? to - from : left;
+        }
+        if (batch->lengths) window[w].lengths = lengths + w * B;
+        if (to - from > steps) steps = to - from;
+    }
+    const void *y = forward.y.data, *hT = forward.hT, *cT = forward.cT;
+    forward.y.data = filled(dtype, rows * D * O, 0);
+    forward.kept.data = forward.x_copy = forward.y_copy = NULL;
+    if (h_count) memcpy(h, forward.h0, (size_t)bytes_of(dtype, h_count));
+    if (c_count) memcpy(c, forward.c0, (size_t)bytes_of(dtype, c_count));
+    for (int64_t w = 0; w < n; ++w) {
+        forward.h0 = h_count ? h + bytes_of(dtype, w * h_count) : NULL;
+        forward.c0 = c_count ? c + bytes_of(dtype, w * c_count) : NULL;
+        forward.hT = h_count ? h + bytes_of(dtype, (w + 1) * h_count) : NULL;
+        forward.cT = c_count ? c + bytes_of(dtype, (w + 1) * c_count) : NULL;
+        if (frnn_forward(isa, threads, layer, &window[w], &forward) != FRNN_OK) abort();
+    }
+    must_equal(dtype, y, forward.y.data, batch->lengths ? 0 : rows * D * O, "y");
+    must_equal(dtype, hT, forward.hT, h_count, "h");
+    must_equal(dtype, cT, forward.cT, c_count, "c");
+    free(forward.y.data);
+
+    frnn_rows own = {.data = filled(dtype, steps * B * D * O, 0), .time_step = B * D * O, .sequence_step = D * O};
+    frnn_rows kept = {.data = NULL, .time_step = B * kept_width, .sequence_step = kept_width};
+    if (kept_width) kept.data = filled(dtype, steps * B * kept_width, 0);
+    own.in_window = kept.in_window = 1;
+    results sums = {.n = 0};
+    frnn_weights gradients[2];
+    for (int d = 0; d < D; ++d) gradients[d] = weights_of(layer, d, &sums);
+    const frnn_weights *whole = backward.gradients;
+    const void *dx = backward.dx.data, *dh0 = backward.dh0, *dc0 = backward.dc0;
+    void *dh = h_count ? filled(dtype, h_count, 0) : NULL, *dc = c_count ? filled(dtype, c_count, 0) : NULL;
+    backward.dx.data = filled(dtype, rows * layer->input_size, 0);
+    backward.gradients = gradients;
+    backward.record.y = own;
+    backward.record.kept = kept;
+    backward.dh0 = dh;
+    backward.dc0 = dc;
+    for (int64_t w = n - 1; w >= 0; --w) {
+        forward.h0 = backward.record.h0 = h_count ? h + bytes_of(dtype, w * h_count) : NULL;
+        forward.c0 = backward.record.c0 = c_count ? c + bytes_of(dtype, w * c_count) : NULL;
+        forward.hT = h_count ? h + bytes_of(dtype, (w + 1) * h_count) : NULL;
+        forward.cT = c_count ? c + bytes_of(dtype, (w + 1) * c_count) : NULL;
+        forward.y = own;
+        forward.kept = kept;
+        if (frnn_forward(isa, threads, layer, &window[w], &forward) != FRNN_OK) abort();
+        if (frnn_backward(isa, threads, layer, &window[w], &backward) != FRNN_OK) abort();
+        backward.dhT = dh;
+        backward.dcT = dc;
+        backward.add = 1;
+    }
+    must_equal(dtype, dx, backward.dx.data, rows * layer->input_size, "dx");
+    must_equal(dtype, dh0, dh, h_count, "dh0");
+    must_equal(dtype, dc0, dc, c_count, "dc0");
+    for (int d = 0, i = 0; d < D; ++d) {
+        const void *expected[] = {whole[d].W, whole[d].R, whole[d].b_ih, whole[d].b_hh, whole[d].P, whole[d].p};
+        for (int j = 0; j < 6; ++j) {
+            if (expected[j]) {
+                must_equal(dtype, expected[j], sums.data[i], sums.count[i], "a weight's gradient");
+                ++i;
+            }
+        }
+    }
+    release(&sums);
+    void *spaces[] = {h, c, lengths, own.data, kept.data, dh, dc, backward.dx.data};
+    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
+}
+
 static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project, const shape *s, int threads) {
     static const int64_t context[] = {-2, 0, 3};
     const int64_t D = s->directions;
@@ -124,7 +228,8 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
         starts[b] = total;
         total += lengths[b];
     }
-    const frnn_batch batch = {s->T, s->B, s->lengths ? lengths : NULL, s->lengths ? order : NULL};
+    const frnn_batch batch = {
+        .T = s->T, .B = s->B, .lengths = s->lengths ? lengths : NULL, .order = s->lengths ? order : NULL};
     const int64_t rows = s->ragged ? total : s->T * s->B, *ragged = s->ragged ? starts : NULL;
 
     state = 42;
@@ -151,7 +256,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
     forward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_FORWARD));
     if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();
     if (of.kept) { /* backward reads what is kept, and keeping it changes nothing else */
-        const size_t bytes = (size_t)(rows * D * O) * (dtype == FRNN_F32 ? 4 : 8);
+        const size_t bytes = (size_t)bytes_of(dtype, rows * D * O);
         void *inferred = aligned(bytes);
         memcpy(inferred, y, bytes);
         forward.kept = rows_of(kept, s, D * of.kept * s->H, ragged);
@@ -162,7 +267,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
         free(inferred);
     }
 
-    frnn_backward_args backward = {.x = forward.x, .y = forward.y, .kept = forward.kept, .h0 = h0, .c0 = c0};
+    frnn_backward_args backward = {.record = {forward.x, forward.y, forward.kept, h0, c0}};
     backward.dhT = dhT;
     backward.dcT = dcT;
     backward.dh0 = dh0;
@@ -173,6 +278,24 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
     backward.dx = rows_of(dx, s, s->I, ragged);
     backward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_BACKWARD));
     if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
+    if (!layer.contexts) check_windows(isa, threads, &layer, &batch, forward, backward, rows);
+
+    /* Tangents: dy stands for those of y, the gradients' arrays for directions. */
+    frnn_forward_args tangents = {.packed = forward.packed, .h0 = dhT, .c0 = dcT, .workspace = forward.workspace};
+    tangents.x = backward.dx;
+    tangents.y = rows_of(output(&r, dtype, rows * D * O), s, D * O, ragged);
+    tangents.hT = of.h ? output(&r, dtype, D * s->B * O) : NULL;
+    tangents.cT = of.c ? output(&r, dtype, D * s->B * s->H) : NULL;
+    if (frnn_jvp(isa, threads, &layer, &batch, &backward.record, &tangents) != FRNN_OK) abort();
+
+    if (!layer.contexts) { /* clipped, and nothing but the gradients of the states wanted */
+        backward.clip_step = 0.01;
+        backward.gradients = NULL;
+        backward.dx.data = NULL;
+        backward.dh0 = of.h ? output(&r, dtype, D * s->B * O) : NULL;
+        backward.dc0 = of.c ? output(&r, dtype, D * s->B * s->H) : NULL;
+        if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
+    }
 
     void *spaces[] = {(void *)forward.packed, forward.workspace, (void *)backward.packed, backward.workspace};
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);

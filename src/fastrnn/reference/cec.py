@@ -26,14 +26,20 @@ class Carousel(Engine):
         c = np.cumsum(np.concatenate([states[0][None], a]), axis=0, dtype=x.dtype)
         return self.readout(c[1:]), (c,), [c[1:]]
 
-    def backward(self, weights, x, y, states, kept, dy, dstates, active):
-        through_y = np.where(active, dy * self.readout_derivative(y), 0)
-        # c_t = c_{t-1} + a_t: what comes later comes back unchanged.
-        dc = np.cumsum(np.concatenate([dstates[0][None], through_y[::-1]]), axis=0, dtype=x.dtype)[::-1]
-        delta = np.where(active, dc[:-1], 0)
+    def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
+        (dc,) = dstates
+        delta = np.empty_like(y)  # dJ/da_t, which is dJ/dc_t
+        for t in reversed(range(len(x))):
+            delta[t] = np.where(active[t], dc + dy[t] * self.readout_derivative(y[t]), 0)
+            dc = np.where(active[t], clip(delta[t]), dc)  # c_t = c_{t-1} + a_t
         input_ = self.g(x)
         dx = (delta @ weights.W) * self.g_derivative(input_)
-        return dx, (dc[0],), Weights(over_steps(delta, input_), b_ih=delta.sum((0, 1)))
+        return dx, (dc,), Weights(over_steps(delta, input_), b_ih=delta.sum((0, 1)))
+
+    def tangent(self, weights, x, y, states, kept, dx, dstates, active):
+        da = np.where(active, (self.g_derivative(self.g(x)) * dx) @ weights.W.T, 0)
+        dc = np.cumsum(np.concatenate([dstates[0][None], da]), axis=0, dtype=x.dtype)[1:]
+        return self.readout_derivative(y) * dc, (dc[-1] if len(dc) else dstates[0],)
 
 
 class CEC(cells.CEC):

@@ -43,7 +43,7 @@ class GatedRecurrentUnit(Engine):
             h[t + 1] = np.where(active[t], (1 - z) * n + z * h[t], h[t])
         return h[1:], (h,), list(kept)
 
-    def backward(self, weights, x, y, states, kept, dy, dstates, active):
+    def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
         W, R = weights.W, weights.R
         (h,), (dh,), (r, z, n, last) = states, dstates, kept
         H = R.shape[1]
@@ -64,11 +64,30 @@ class GatedRecurrentUnit(Engine):
                 da_r[t] = dlast * h[t] * r[t] * (1 - r[t])
                 delta_h[t] = delta[t]
                 dh_before = dh * z[t] + dlast * r[t] + delta[t, :, : 2 * H] @ R[: 2 * H]
-            dh = np.where(now, dh_before, dh)
+            dh = np.where(now, clip(dh_before), dh)
         dR = over_steps(delta_h, h[:-1])
         if not self.reset_after:
             dR[2 * H :] = over_steps(da_n, last)
         return delta @ W, (dh,), Weights(over_steps(delta, x), dR, delta.sum((0, 1)), delta_h.sum((0, 1)))
+
+    def tangent(self, weights, x, y, states, kept, dx, dstates, active):
+        R = weights.R
+        (h,), (dh,), (r, z, n, last) = states, dstates, kept
+        H = R.shape[1]
+        da = dx @ weights.W.T
+        dy = np.empty_like(y)
+        for t in range(len(x)):
+            da_r, da_z, da_n = np.split(da[t], 3, -1)
+            dr = (da_r + dh @ R[:H].T) * r[t] * (1 - r[t])
+            dz = (da_z + dh @ R[H : 2 * H].T) * z[t] * (1 - z[t])
+            if self.reset_after:
+                da_n = da_n + dr * last[t] + r[t] * (dh @ R[2 * H :].T)
+            else:
+                da_n = da_n + (dr * h[t] + r[t] * dh) @ R[2 * H :].T
+            dn = da_n * (1 - n[t] ** 2)
+            dy[t] = (1 - z[t]) * dn + dz * (h[t] - n[t]) + z[t] * dh  # h_t = (1 - z) n + z h_{t-1}
+            dh = np.where(active[t], dy[t], dh)
+        return dy, (dh,)
 
 
 class GRU(cells.GRU):

@@ -46,7 +46,7 @@ class LongShortTermMemory(Engine):
             h[t + 1], c[t + 1] = np.where(active[t], h_t, h[t]), np.where(active[t], c_t, c[t])
         return h[1:], (h, c), kept
 
-    def backward(self, weights, x, y, states, kept, dy, dstates, active):
+    def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
         W, R, _, _, P, p = weights
         p_i, p_f, p_o = (0, 0, 0) if p is None else np.split(p, 3)
         (h, c), (dh, dc) = states, dstates
@@ -69,7 +69,7 @@ class LongShortTermMemory(Engine):
             if f is not None:
                 da["f"][t] = np.where(now, dc_t * c[t] * f[t] * (1 - f[t]), 0)
                 dc_before += da["f"][t] * p_f
-            dh, dc = np.where(now, delta[t] @ R, dh), np.where(now, dc_before, dc)
+            dh, dc = np.where(now, clip(delta[t] @ R), dh), np.where(now, clip(dc_before), dc)
         db = delta.sum((0, 1))
         dP = over_steps(dy, kept[-1]) if self.projected else None
         dp = None
@@ -77,6 +77,31 @@ class LongShortTermMemory(Engine):
             dp_f = (da["f"] * c[:-1]).sum((0, 1)) if f is not None else np.zeros_like(p_f)
             dp = np.concatenate([(da["i"] * c[:-1]).sum((0, 1)), dp_f, (da["o"] * kept[self.c]).sum((0, 1))])
         return delta @ W, (dh, dc), Weights(over_steps(delta, x), over_steps(delta, h[:-1]), db, db, dP, dp)
+
+    def tangent(self, weights, x, y, states, kept, dx, dstates, active):
+        _, R, _, _, P, p = weights
+        p_i, p_f, p_o = (0, 0, 0) if p is None else np.split(p, 3)
+        (_, c), (dh, dc) = states, dstates
+        values = dict(zip(self.gates, kept, strict=False))
+        da = dx @ weights.W.T
+        dy = np.empty_like(y)
+        for t in range(len(x)):
+            i, g, o, c_t = values["i"][t], values["g"][t], values["o"][t], kept[self.c][t]
+            da_t = dict(zip(self.gates, np.split(da[t] + dh @ R.T, len(self.gates), -1), strict=True))
+            di = (da_t["i"] + p_i * dc) * i * (1 - i)
+            if "f" in values:
+                f = values["f"][t]
+                df = (da_t["f"] + p_f * dc) * f * (1 - f)
+            else:
+                f, df = (1 - i, -di) if self.coupled else (1, 0)
+            dg = da_t["g"] * (1 - g**2)
+            dc_t = f * dc + df * c[t] + i * dg + di * g  # c_t = f c_{t-1} + i g
+            do = (da_t["o"] + p_o * dc_t) * o * (1 - o)
+            tanh_c = np.tanh(c_t)
+            dm = do * tanh_c + o * (1 - tanh_c**2) * dc_t  # m = o tanh(c_t)
+            dy[t] = dm @ P.T if self.projected else dm
+            dh, dc = np.where(active[t], dy[t], dh), np.where(active[t], dc_t, dc)
+        return dy, (dh, dc)
 
 
 class LSTM(cells.LSTM):

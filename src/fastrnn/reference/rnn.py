@@ -25,15 +25,23 @@ class Elman(Engine):
             h[t + 1] = np.where(active[t], self.f(a[t] + h[t] @ weights.R.T), h[t])
         return h[1:], (h,), []
 
-    def backward(self, weights, x, y, states, kept, dy, dstates, active):
+    def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
         (h,), (dh,) = states, dstates
         delta = np.empty_like(dy)  # dJ/da_t
         for t in reversed(range(len(x))):
             dh = dh + dy[t]
             delta[t] = np.where(active[t], dh * self.derivative(y[t]), 0)
-            dh = np.where(active[t], delta[t] @ weights.R, dh)
+            dh = np.where(active[t], clip(delta[t] @ weights.R), dh)
         db = delta.sum((0, 1))
         return delta @ weights.W, (dh,), Weights(over_steps(delta, x), over_steps(delta, h[:-1]), db, db)
+
+    def tangent(self, weights, x, y, states, kept, dx, dstates, active):
+        (dh,) = dstates
+        dy = np.empty_like(y)
+        for t in range(len(x)):
+            dy[t] = self.derivative(y[t]) * (dx[t] @ weights.W.T + dh @ weights.R.T)
+            dh = np.where(active[t], dy[t], dh)
+        return dy, (dh,)
 
 
 class RNN(cells.RNN):

@@ -25,11 +25,16 @@ class TimeDelay(Engine):
         a = sum(shifted(x, k) @ weights.W[:, i].T for i, k in enumerate(self.context)) + weights.b_ih
         return self.f(a), (), []
 
-    def backward(self, weights, x, y, states, kept, dy, dstates, active):
+    def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
         x, delta = np.where(active, x, 0), np.where(active, dy * self.derivative(y), 0)
         dx = sum(shifted(delta, -k) @ weights.W[:, i] for i, k in enumerate(self.context))
         dW = np.stack([over_steps(delta, shifted(x, k)) for k in self.context], axis=1)
         return np.where(active, dx, 0), (), Weights(dW, b_ih=delta.sum((0, 1)))
+
+    def tangent(self, weights, x, y, states, kept, dx, dstates, active):
+        dx = np.where(active, dx, 0)
+        da = sum(shifted(dx, k) @ weights.W[:, i].T for i, k in enumerate(self.context))
+        return self.derivative(y) * da, ()
 
 
 def shifted(values, k):

@@ -1,0 +1,146 @@
+"""What ``forward`` records for ``backward``: everything, or states at intervals from which the rest is computed again
+(checkpointing: Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost", 2016)."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Record(NamedTuple):
+    """What one layer of the stack read and wrote, as its engine takes it: whole, or in a window of the batch."""
+
+    x: np.ndarray
+    y: np.ndarray
+    kept: np.ndarray | None  #: what the cell keeps of every step
+    states: tuple[np.ndarray, ...]  #: before the first step
+    in_window: bool = False  #: whether y and kept are those of the window's steps, (steps, B, .) in reading order
+
+
+class Level:
+    """One layer of the stack: its input, its packed weights, and its record or checkpoints."""
+
+    __slots__ = ("checkpoints", "engine", "kept", "mask", "packed", "packed_back", "states", "width", "x", "y")
+
+    def __init__(self, engine, packed, packed_back, x, mask, states, width):
+        self.engine, self.packed, self.packed_back = engine, packed, packed_back
+        self.x, self.mask, self.states, self.width = x, mask, states, width  # of y
+        self.y = self.kept = None
+        self.checkpoints = None  # or [(begin, states), ...]
+
+    def record(self, batch, threads):
+        """The whole of it."""
+        if self.checkpoints is None:
+            return Record(self.x, self.y, self.kept, self.states)
+        y, kept = (self._rows(self.x.shape[:-1], width, batch.padded) for width in (self.width, self._kept_width))
+        self._run(batch, y, kept, self.states, threads)
+        return Record(self.x, y, kept, self.states)
+
+    def windows(self, batch, threads, back):
+        """The record piece by piece, from the first step on or from the last one back: (batch, record) pairs. A record
+        is the caller's until the next one is asked for."""
+        if self.checkpoints is None:
+            yield batch, self.record(batch, threads)
+            return
+        begins = [begin for begin, _ in self.checkpoints]
+        parts = list(zip(self.checkpoints, [*begins[1:], batch.T], strict=True))
+        for (begin, states), end in reversed(parts) if back else parts:
+            window = batch.window(begin, end)
+            y, kept = (self._rows((end - begin, batch.B), width, False) for width in (self.width, self._kept_width))
+            self._run(window, y, kept, states, threads, in_window=True)
+            yield window, Record(self.x, y, kept, states, True)
+
+    @property
+    def _kept_width(self):
+        return self.engine.kept * self.states[-1].shape[0] * self.states[-1].shape[-1]
+
+    def _rows(self, shape, width, padded):
+        rows = self.engine.empty((*shape, width), self.x.dtype) if width else None
+        if padded and width:
+            rows.fill(0)
+        return rows
+
+    def _run(self, batch, y, kept, states, threads, in_window=False):
+        end = tuple(np.empty_like(s) for s in states)
+        self.engine.run_forward(batch, self.packed, self.x, y, states, end, threads, kept, in_window=in_window)
+
+
+class Tape:
+    """What ``forward`` recorded for ``backward``. It may be used any number of times.
+
+    It is complete in itself: what becomes of x, y and the parameters after ``forward`` does not change the gradients.
+    """
+
+    __slots__ = ("_batch", "_layer", "_levels", "_ndim", "_shape", "_states", "_threads")
+
+    def __init__(self, layer, batch, ndim, shape, states, threads):
+        self._layer, self._batch, self._ndim, self._states, self._threads = layer, batch, ndim, states, threads
+        self._shape = shape  # of y
+        self._levels = []
+
+    @property
+    def h(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Every step's output h_t, in the layout of y: one array, or a tuple with one for each layer of a stack. With
+        checkpoints it is computed anew, as ``c`` and ``gates`` are."""
+        return self._read_only([record.y.view() for record in self._records()])
+
+    @property
+    def c(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Every step's c_t (LSTM, CEC), in the layout of y with ``D*H`` last."""
+        gates = len(self._layer._gates)
+        return self._columns("c", "c" in self._layer._states, gates, gates + 1)
+
+    @property
+    def gates(self) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Every step's gates (LSTM, GRU), after their nonlinearities, in the layout of y with ``D*G*H`` last: for each
+        direction block by block, in the order of the rows of ``weight_ih``."""
+        return self._columns("gates", self._layer._gates, 0, len(self._layer._gates))
+
+    def _records(self):
+        return [level.record(self._batch, self._threads) for level in self._levels]
+
+    def _columns(self, name, present, first, last):
+        """Columns of what was kept; a view unless two directions lie between."""
+        if not present:
+            raise AttributeError(f"tape.{name}: a layer of class {type(self._layer).__name__} has none")
+        D, H = self._layer.num_directions, self._layer.hidden_size
+        views = []
+        for record, level in zip(self._records(), self._levels, strict=True):
+            rows = record.kept.shape[:-1]
+            columns = record.kept.reshape(*rows, D, level.engine.kept, H)[..., first:last, :]
+            views.append(columns.reshape(*rows, D * (last - first) * H))
+        return self._read_only(views)
+
+    def _read_only(self, views):
+        for view in views:
+            view.flags.writeable = False
+        return views[0] if len(views) == 1 else tuple(views)
+
+
+def window_begins(engine, batch, every):
+    """Where windows of about ``every`` steps begin, in ascending order. They are made of whole chunks of backward's
+    sums, so that the sums have the same bits; so a window has at least a chunk."""
+    begins, end = [], batch.T
+    while end > 0:
+        begin = engine.chunk_begin(batch, end)
+        while begin > 0 and end - (following := engine.chunk_begin(batch, begin)) <= every:
+            begin = following
+        begins.append(begin)
+        end = begin
+    return begins[::-1] or [0]
+
+
+def least_memory(T, state, step):
+    """The k at which T/k states and the record of k steps take least: sqrt(T state / step)."""
+    return max(1, min(T, math.isqrt(max(1, T * state // max(1, step)))))
+
+
+def memory_available() -> int:
+    """Bytes of memory that the system could give now; a large number where it does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
