@@ -82,6 +82,7 @@ def prepare(
     x, dy = (steps.unpack(array).astype(np.float64) for array in (x, dy))
     _check_arguments(layer, {"x": x, "dy": dy}, states)
 
+    # What overflows is looked for in the results.
     with np.errstate(over="ignore", invalid="ignore"):
         tape = _run(_stack(classes, layer, range(L)), x, states, steps.lengths)
         for k in range(L):
@@ -92,13 +93,13 @@ def prepare(
             upper = _stack(classes, layer, range(level + 1, L))
             tape = _run(upper, inputs[level + 1], tuple(s[above] for s in states), steps.lengths)
             dy = upper.backward(tape, dy).x
-    _check_gradient(layer, dy, level)
+        _check_gradient(layer, dy, level)
 
-    k = level * D + direction
-    x, dy = steps.turn(inputs[level], direction), steps.turn(part(dy, direction, D), direction)
-    states = tuple(s[k : k + 1] for s in states)
-    one = _stack(classes, layer, [level], direction)
-    return Level(one, x, dy, states, steps.lengths, max_lag, _run(one, x, states, steps.lengths))
+        k = level * D + direction
+        x, dy = steps.turn(inputs[level], direction), steps.turn(part(dy, direction, D), direction)
+        states = tuple(s[k : k + 1] for s in states)
+        one = _stack(classes, layer, [level], direction)
+        return Level(one, x, dy, states, steps.lengths, max_lag, _run(one, x, states, steps.lengths))
 
 
 def flow_of(level: Level, **fields: Any) -> GradientFlow:
