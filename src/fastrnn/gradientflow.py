@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,14 @@ class GradientFlow:
         "stable" if neither does or there are no steps.
         """
         return verdict_of(self.flow, self.lengths)
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write a picture in the format of ``path``'s ending (png, pdf, svg): flow over lag, gamma at each step, the
+        share of the gradient from each lag, the norm of the gradient and the gates' mean activity at each step. Of a
+        batch it shows the median, and as a band from the least to the greatest. ImportError without matplotlib."""
+        from . import flowplot
+
+        flowplot.save_one(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as ``json.dumps`` takes it: arrays as lists, NaN as None, infinity as the string "Infinity". Fields
