@@ -6,7 +6,6 @@ from flows import (
     BATCH,
     CELLS,
     HIDDEN,
-    IMPLEMENTATIONS,
     INPUTS,
     LENGTHS,
     RECURRENT,
@@ -22,13 +21,6 @@ from helpers import as_tuple, mask_of, normal, pack, poison, twin
 import fastrnn
 from fastrnn import reference
 
-CLOSE = 1e-11  # of values that are computed in another order: some hundred steps and units of rounding
-
-
-@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
-def gradient_flow(request):
-    return request.param
-
 
 @pytest.fixture(params=CELLS, ids=[row.id for row in CELLS])
 def cell(request):
@@ -36,7 +28,7 @@ def cell(request):
 
 
 @pytest.mark.parametrize("row", RECURRENT, ids=[row.id for row in RECURRENT])
-def test_lags_sum_to_the_whole_gradient(gradient_flow, row, rng):
+def test_lags_sum_to_the_whole_gradient(gradient_flow, close, row, rng):
     layer, x, dy, state = study(row, rng)
     grads = layer.backward(layer.forward(x, state, lengths=LENGTHS)[2], dy)
     flow = gradient_flow(layer, x, dy, state, lengths=LENGTHS, lag_matrices=True)
@@ -45,10 +37,10 @@ def test_lags_sum_to_the_whole_gradient(gradient_flow, row, rng):
     want = recurrent_gradient(layer, grads)
     assert np.abs(want).max() > 0.01
     np.testing.assert_allclose(flow.lag_matrices.sum(0), want, rtol=1e-12, atol=1e-12 * np.abs(want).max())
-    np.testing.assert_allclose(flow.lag_gradient, np.sqrt((flow.lag_matrices**2).sum((1, 2))), rtol=CLOSE)
+    np.testing.assert_allclose(flow.lag_gradient, np.sqrt((flow.lag_matrices**2).sum((1, 2))), rtol=close)
     # Fewer lags are the first of them, and without being asked for the matrices are not kept.
     part = gradient_flow(layer, x, dy, state, lengths=LENGTHS, max_lag=3)
-    np.testing.assert_allclose(part.lag_gradient, flow.lag_gradient[:4], rtol=CLOSE)
+    np.testing.assert_allclose(part.lag_gradient, flow.lag_gradient[:4], rtol=close)
     assert part.lag_matrices is None
 
 
@@ -102,7 +94,7 @@ def test_flow_and_gamma_by_differences(gradient_flow, cell, rng):
             np.testing.assert_allclose(flow.gamma[k, b], np.linalg.norm(one, 2), rtol=1e-7, atol=1e-9)
 
 
-def test_norms_of_the_gradient(gradient_flow, cell, rng):
+def test_norms_of_the_gradient(gradient_flow, close, cell, rng):
     """dJ/dh_t is dy_t and what `backward` brings to the initial state of the steps after t; for CEC dJ/dc_t."""
     layer, x, dy, state = study(cell, rng)
     flow = gradient_flow(layer, x, dy, state)
@@ -111,10 +103,10 @@ def test_norms_of_the_gradient(gradient_flow, cell, rng):
         grads = layer.backward(layer.forward(x[t + 1 :], after)[2], dy[t + 1 :])
         own = dy[t] * (1 - np.tanh(after[0]) ** 2) if cell.cls == "CEC" else dy[t]
         want = np.linalg.norm(own + as_tuple(grads.state)[0][0], axis=-1)
-        np.testing.assert_allclose(flow.grad_norm[t], want, rtol=CLOSE)
+        np.testing.assert_allclose(flow.grad_norm[t], want, rtol=close)
 
 
-def test_each_sequence_alone(gradient_flow, cell, rng):
+def test_each_sequence_alone(gradient_flow, close, cell, rng):
     layer, x, dy, state = study(cell, rng)
     flow = gradient_flow(layer, poison(x, LENGTHS), poison(dy, LENGTHS), state, lengths=LENGTHS, lag_matrices=True)
     total = np.zeros_like(flow.lag_matrices)
@@ -124,24 +116,24 @@ def test_each_sequence_alone(gradient_flow, cell, rng):
         assert_form(single, n, 1)
         for name in ("gamma", "grad_norm", "gamma_f", "bound"):
             if getattr(flow, name) is not None:
-                np.testing.assert_allclose(getattr(flow, name)[:n, b], getattr(single, name)[:, 0], rtol=CLOSE)
-        np.testing.assert_allclose(flow.flow[: n + 1, b], single.flow[:, 0], rtol=CLOSE)
+                np.testing.assert_allclose(getattr(flow, name)[:n, b], getattr(single, name)[:, 0], rtol=close)
+        np.testing.assert_allclose(flow.flow[: n + 1, b], single.flow[:, 0], rtol=close)
         assert flow.horizon[b] == single.horizon[0]
         total[:n] += single.lag_matrices
-    np.testing.assert_allclose(flow.lag_matrices, total, atol=CLOSE * np.abs(total).max())
+    np.testing.assert_allclose(flow.lag_matrices, total, atol=close * np.abs(total).max())
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
-def test_layouts(gradient_flow, cell, lengths, rng):
+def test_layouts(gradient_flow, close, cell, lengths, rng):
     """Batch-first and ragged batches, and lists: the results are time-major in any case."""
     layer, x, dy, state = study(cell, rng)
     want = gradient_flow(layer, x, dy, state, lengths=lengths, lag_matrices=True)
     other = make_like(layer, cell, batch_first=True)
     got = gradient_flow(other, x.swapaxes(0, 1), dy.swapaxes(0, 1), state, lengths=lengths, lag_matrices=True)
-    assert_flows_agree(got, want, CLOSE)
+    assert_flows_agree(got, want, close)
     if lengths is not None:
         args = pack(x, lengths).tolist(), pack(dy, lengths).tolist(), state
-        assert_flows_agree(gradient_flow(layer, *args, lengths=lengths.tolist(), lag_matrices=True), want, CLOSE)
+        assert_flows_agree(gradient_flow(layer, *args, lengths=lengths.tolist(), lag_matrices=True), want, close)
 
 
 def make_like(layer, row, backend=reference, **options):
@@ -151,7 +143,7 @@ def make_like(layer, row, backend=reference, **options):
 
 @pytest.mark.parametrize("level", [0, 1, 2, -1, -3])
 @pytest.mark.parametrize("direction", [0, 1])
-def test_one_level_and_direction_of_a_stack(gradient_flow, cell, level, direction, rng):
+def test_one_level_and_direction_of_a_stack(gradient_flow, close, cell, level, direction, rng):
     """The same as a single layer's on what comes up to it and down to it, reversed for the reverse direction."""
     layer, x, dy, state = study(cell, rng, num_layers=3, bidirectional=True)
     k, O, args = level % 3, dy.shape[-1] // 2, {"lengths": LENGTHS, "lag_matrices": True}
@@ -174,7 +166,7 @@ def test_one_level_and_direction_of_a_stack(gradient_flow, cell, level, directio
         up, down = turned(up), turned(down)
     own = layer._pack_state(tuple(s[2 * k + direction][None] for s in as_tuple(state)))
     single = gradient_flow(alone(layer, cell, level, direction), up, down, own, **args)
-    assert_flows_agree(flow, single, CLOSE)
+    assert_flows_agree(flow, single, close)
 
 
 def make_above(layer, row, first):
@@ -199,7 +191,7 @@ def test_layers_of_both_packages_at_some_length(gradient_flow, cell, options, rn
         assert_flows_agree(got, reference.gradient_flow(other, x, dy, state, **args))
 
 
-def test_a_float32_layer_is_studied_in_float64(gradient_flow, cell, rng):
+def test_a_float32_layer_is_studied_in_float64(gradient_flow, close, cell, rng):
     """Of the parameters and inputs as it has them, rounded to float32."""
     layer, x, dy, state = study(cell, rng, dtype=np.float32)
     x, dy = normal(rng, x.shape), normal(rng, dy.shape)
@@ -207,16 +199,16 @@ def test_a_float32_layer_is_studied_in_float64(gradient_flow, cell, rng):
     got = gradient_flow(layer, x, dy, state)
     assert_form(got, STEPS, BATCH)
     want = gradient_flow(double, x.astype(np.float32), dy.astype(np.float32), state)
-    assert_flows_agree(got, want, CLOSE)
+    assert_flows_agree(got, want, close)
 
 
-def test_no_dropout_and_no_change(gradient_flow, cell, rng):
+def test_no_dropout_and_no_change(gradient_flow, close, cell, rng):
     layer, x, dy, state = study(cell, rng, num_layers=2, dropout=0.5)
     other = twin(layer, cell, reference, INPUTS, HIDDEN, 2, dtype=np.float64)
     generator, params = str(layer._dropout_rng.bit_generator.state), layer.state_dict()
     for array in (x, dy, *as_tuple(state)):
         array.flags.writeable = False
-    assert_flows_agree(gradient_flow(layer, x, dy, state, level=0), gradient_flow(other, x, dy, state, level=0), CLOSE)
+    assert_flows_agree(gradient_flow(layer, x, dy, state, level=0), gradient_flow(other, x, dy, state, level=0), close)
     assert str(layer._dropout_rng.bit_generator.state) == generator
     assert all((layer.params[name] == value).all() for name, value in params.items())
 
@@ -326,3 +318,28 @@ def test_states_that_overflow(gradient_flow, cls, options, place, message):
     x[place[0] + (-1 if options.get("bidirectional") else 1), place[1]] = 3e38
     with pytest.raises(ValueError, match=f"layer: expected states that stay finite, {message}"):
         gradient_flow(layer, x, np.ones((STEPS, BATCH, layer._output_width)))
+
+
+def test_states_that_overflow_higher_up(gradient_flow):
+    """In the second layer of a stack, whichever is studied."""
+    layer = reference.RNN(1, 1, 2, nonlinearity="identity", bias=False)
+    for name, value in {"weight_ih_l0": 1, "weight_hh_l0": 0, "weight_ih_l1": 1e30, "weight_hh_l1": 0}.items():
+        layer.params[name][...] = value
+    x = np.ones((STEPS, BATCH, 1))
+    x[4, 2] = 1e10
+    message = "layer: expected states that stay finite, got inf in h of level 1, first at step 4, sequence 2"
+    for level in (0, 1):
+        with pytest.raises(ValueError, match=message):
+            gradient_flow(layer, x, np.ones((STEPS, BATCH, 1)), level=level)
+
+
+def test_gradients_that_overflow_on_the_way_down(gradient_flow):
+    layer = reference.RNN(1, 1, 2, nonlinearity="identity", bias=False, dtype=np.float64)
+    layer.params["weight_ih_l1"][...] = 1e200
+    x, dy = np.zeros((STEPS, BATCH, 1)), np.zeros((STEPS, BATCH, 1))
+    dy[6, 1] = 1e200
+    message = "layer: expected finite gradients, got inf in dJ/dy of level 0, at step 6, sequence 1"
+    layer.params["weight_hh_l1"][...] = 0
+    with pytest.raises(ValueError, match=message):
+        gradient_flow(layer, x, dy, level=0)
+    assert np.isfinite(gradient_flow(layer, x, dy, level=1).grad_norm).all()

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -12,8 +13,6 @@ from fastrnn import flowplot, reference
 from fastrnn.cli import flow as command
 from fastrnn.cli import main
 from fastrnn.cli.text import load_text
-
-matplotlib = pytest.importorskip("matplotlib")
 
 VERSES = "In the beginning God created the heaven and the earth.\nAnd God said, Let there be light.\n" * 9
 ALPHABET = len(set(VERSES))

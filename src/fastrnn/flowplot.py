@@ -211,7 +211,7 @@ def _vanished(axes, start, above=False):
         va="bottom" if above else "top",
         fontsize=8,
         color="0.45",
-        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
+        zorder=1,  # below the curves
     )
 
 
@@ -412,6 +412,9 @@ def _several_lags(axes, flows, looks):
         share = np.cumsum(shares(flow))
         axes.plot(np.arange(len(share)), share, **looks[name] | {"linewidth": 1.6})
     axes.set_ylim(0, 1.03)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xlim(0, max(1, *(len(flow.lag_gradient) for flow in flows.values())))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
     axes.set(title="Where the gradient comes from", xlabel="lag $l$", ylabel="share of $dJ/dW$ from lags up to $l$")
 
