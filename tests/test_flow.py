@@ -202,13 +202,15 @@ def test_a_float32_layer_is_studied_in_float64(gradient_flow, close, cell, rng):
     assert_flows_agree(got, want, close)
 
 
-def test_no_dropout_and_no_change(gradient_flow, close, cell, rng):
-    layer, x, dy, state = study(cell, rng, num_layers=2, dropout=0.5)
-    other = twin(layer, cell, reference, INPUTS, HIDDEN, 2, dtype=np.float64)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_no_dropout_and_no_change(gradient_flow, close, cell, level, rng):
+    layer, x, dy, state = study(cell, rng, num_layers=3, dropout=0.5)
+    other = twin(layer, cell, reference, INPUTS, HIDDEN, 3, dtype=np.float64)
     generator, params = str(layer._dropout_rng.bit_generator.state), layer.state_dict()
     for array in (x, dy, *as_tuple(state)):
         array.flags.writeable = False
-    assert_flows_agree(gradient_flow(layer, x, dy, state, level=0), gradient_flow(other, x, dy, state, level=0), close)
+    got = gradient_flow(layer, x, dy, state, level=level)
+    assert_flows_agree(got, gradient_flow(other, x, dy, state, level=level), close)
     assert str(layer._dropout_rng.bit_generator.state) == generator
     assert all((layer.params[name] == value).all() for name, value in params.items())
 

@@ -4,6 +4,7 @@ J_t = d s_t / d s_{t-1}, s_t the state: h_t, (h_t, c_t) or c_t        E_t = d y_
 flow[k] = || E_end J_end J_{end-1} ... J_{k+1} ||_2                   ds_t = E_t^T dy_t + J_{t+1}^T ds_{t+1}
 
 No cell's equations stand here: J_t and the parts of the gradient come from ``backward`` on sequences of one step.
+It takes memory for T*B*S^2 numbers, S the size of s.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def gradient_flow(
     Returns
     -------
     GradientFlow
-        For LSTM ``gamma`` and ``flow`` are those of the full state (h_t, c_t), for CEC of c_t.
+        For LSTM ``gamma`` and ``flow`` are those of the full state (h_t, c_t), for CEC of c_t, and its parts by lag are
+        those of dJ/dW_ih.
 
     Raises
     ------
