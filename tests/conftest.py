@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "flows")
 
+from flows import IMPLEMENTATIONS  # noqa: E402
 from helpers import ROWS, drawn, using_isa, using_threads  # noqa: E402
 
 import fastrnn  # noqa: E402
@@ -73,3 +74,19 @@ def backend(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture
+def gradient_flow(implementation):
+    return implementation.function
+
+
+@pytest.fixture
+def close(implementation):
+    """The relative error that the implementation's singular values may have."""
+    return implementation.close

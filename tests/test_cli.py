@@ -12,6 +12,7 @@ import pytest
 import fastrnn
 from fastrnn import roofline
 from fastrnn.cli import common, demo, main
+from fastrnn.cli.text import load_text
 
 VERSES = "In the beginning God created the heaven and the earth.\nAnd God said, Let there be light.\n" * 40
 
@@ -52,7 +53,7 @@ class TestDemo:
 
     def test_training_lowers_the_loss(self):
         sizes = demo.QUICK
-        text = demo._load_text(None, sizes)
+        text = load_text(None, at_least=1)
         trainer = demo.Trainer(fastrnn, "rnn", text, sizes, seed=0)
         untrained = trainer.evaluate(text.held_out)
         assert untrained == pytest.approx(np.log(len(text.alphabet)), rel=0.05)

@@ -5,6 +5,7 @@ from ._core import version as __version__
 from .bptt import BPTT, bptt
 from .cells import CEC, GRU, LSTM, RNN, TDNN
 from .config import get_num_threads, set_num_threads, show_config
+from .gradientflow import GradientFlow
 from .gradients import Gradients, clip_grad_norm
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "TDNN",
+    "GradientFlow",
     "Gradients",
     "__version__",
     "bptt",

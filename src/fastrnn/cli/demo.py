@@ -30,8 +30,6 @@ from .. import _core, reference
 from ..train import Adam, Linear, softmax_cross_entropy, text_batches
 from .common import (
     CELLS,
-    SHIPPED_TEXT,
-    CliError,
     add_cell_argument,
     natural_int,
     positive_int,
@@ -39,13 +37,12 @@ from .common import (
     settle,
     thread_count,
 )
+from .text import Text, load_text
 
 LEARNING_RATE = 4e-3
 MAX_GRAD_NORM = 1.0
 TEMPERATURE = 0.6
 SAME_LOSS = 1e-3  # float32 rounding, grown over the compared steps, stays far below this
-MAX_ALPHABET = 1000  # one-hot codes of more characters would be wasteful
-MAX_HELD_OUT = 20_000
 
 say = functools.partial(print, flush=True)
 
@@ -63,14 +60,6 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(hidden=256, batch=32, steps=64, compared_steps=30, seconds=60.0, sample=600)
 QUICK = Sizes(hidden=32, batch=8, steps=16, compared_steps=5, seconds=1.0, sample=120)
-
-
-class Text(NamedTuple):
-    """A text as integer codes: ``alphabet[code]`` is the character."""
-
-    alphabet: list[str]
-    training: NDArray[np.intp]
-    held_out: NDArray[np.intp]
 
 
 class Trainer:
@@ -167,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     sizes = QUICK if args.quick else FULL
     if args.seconds is not None:
         sizes = sizes._replace(seconds=args.seconds)
-    text = _load_text(args.text, sizes)
+    text = load_text(args.text, at_least=2 * sizes.batch * sizes.steps)
     threads = args.threads or fastrnn.get_num_threads()
     numpy_trainer, trainer = (Trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn))
     trainer.layer.load_state_dict(numpy_trainer.layer.state_dict())
@@ -260,30 +249,6 @@ def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
         say(f"   {name:<24} {slow:>12,.0f} {fast:>12,.0f} {fast / slow:>7.2f}x")
     say("   (recurrent layer: its forward and backward calls; the whole step adds one-hot codes, head, loss,")
     say("   gradient clipping and Adam: the same NumPy code in both, on one thread beside the kernels)")
-
-
-def _load_text(path: Path | None, sizes: Sizes) -> Text:
-    """Read and encode the text at ``path``, or the one that is shipped."""
-    needed = 2 * sizes.batch * sizes.steps
-    source = path or SHIPPED_TEXT
-    try:
-        data = source.read_bytes()
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise CliError(f"--text: cannot read {source}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CliError(f"--text: expected UTF-8 text, but {source} is not") from None
-    if "\0" in text:
-        raise CliError(f"--text: expected text, but {source} has NUL characters, as binary files do")
-    if len(text) < needed:
-        raise CliError(f"--text: expected at least {needed:,} characters, but {source} has {len(text):,}")
-    points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
-    if points.size > MAX_ALPHABET:
-        raise CliError(
-            f"--text: expected at most {MAX_ALPHABET} different characters, but {source} has {points.size:,}"
-        )
-    held_out = min(codes.size // 20, MAX_HELD_OUT)
-    return Text([chr(point) for point in points], codes[:-held_out], codes[-held_out:])
 
 
 def _endless_batches(ids: NDArray, sizes: Sizes) -> Iterator[tuple[bool, NDArray, NDArray]]:
