@@ -134,7 +134,7 @@ typedef struct {
     const void *dhT, *dcT;         /* (D, B, O), (D, B, H), or NULL: zero */
     frnn_rows dx;                  /* rows of I; overwritten if D = 1, else added to */
     void *dh0, *dc0;               /* (D, B, O), (D, B, H), overwritten; they may be dhT and dcT */
-    const frnn_weights *gradients; /* (D,). A recurrent layer's gradients, and dx.data, may be NULL: not wanted */
+    const frnn_weights *gradients; /* (D,). A recurrent layer's, or any of them, and dx.data may be NULL: not wanted */
     int add;                       /* whether gradients are added to (by a window, from the last to the first) */
     double clip_step;              /* 0, or what passes from a step to the one before is clipped to [-clip, clip] */
     frnn_interrupt interrupt;

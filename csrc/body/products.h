@@ -54,30 +54,32 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
     }
 }
 
-/* All products over rows of one direction: the weights' gradients. */
+/* All products over rows of one direction: the weights' gradients, those that are wanted. */
 enum { ROW_SUMS = 3 };
 
 static int row_sums_of(const reverse_call *c, const reverse_direction *v, const frnn_weights *out, row_sum sums[]) {
     const reverse_shape *f = &c->shape;
     const cell_shape *s = &f->cell.shape;
     const int64_t I = c->layer->input_size, H = c->layer->hidden_size, O = c->layer->output_size;
-    int n = 0;
-    sums[n++] = (row_sum){packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk_x, out->W, I};
-    sums[n++] =
-        (row_sum){packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk_h, out->R, O};
+    row_sum all[ROW_SUMS] = {
+        {packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk_x, out->W, I},
+        {packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk_h, out->R, O}};
     if (f->projected) {
-        sums[n++] =
-            (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * H, s->block, v->chunk_kept, out->P, H};
+        all[2] = (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * H, s->block, v->chunk_kept, out->P, H};
     } else if (f->stages == 2) {
-        sums[n++] = (row_sum){packing_of(H, 1, 1, 0),
-                              s->h * H,
-                              (s->columns - s->h) * H,
-                              H,
-                              s->second * H,
-                              s->block + s->h,
-                              v->chunk_kept,
-                              out->R,
-                              H};
+        all[2] = (row_sum){packing_of(H, 1, 1, 0),
+                           s->h * H,
+                           (s->columns - s->h) * H,
+                           H,
+                           s->second * H,
+                           s->block + s->h,
+                           v->chunk_kept,
+                           out->R,
+                           H};
+    }
+    int n = 0;
+    for (int i = 0; i < ROW_SUMS; ++i) {
+        if (all[i].out) sums[n++] = all[i];
     }
     return n;
 }
@@ -113,7 +115,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
             sum_vectors(c, delta, g * H + unit, NULL, 0, rows, least(VL, H - unit), biases);
         }
     }
-    for (int g = 0; s->peephole && g < 3; ++g) { /* i and f look at c_{t-1}, o at c_t */
+    for (int g = 0; s->peephole && out->p && g < 3; ++g) { /* i and f look at c_{t-1}, o at c_t */
         for (int64_t i = from; i < to; ++i) {
             const int64_t unit = i * VL, n = least(VL, H - unit);
             real *const peephole[2] = {(real *)out->p + g * H + unit, NULL};
