@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("files", "helpers")
 
 from helpers import ROWS, drawn, using_isa, using_threads  # noqa: E402
 
@@ -68,6 +68,12 @@ def row(request):
 @pytest.fixture(params=[fastrnn, fastrnn.reference], ids=["kernels", "reference"])
 def backend(request):
     return request.param
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of a file that is not there yet, in a folder of its own."""
+    return tmp_path / "file.safetensors"
 
 
 @pytest.fixture
