@@ -36,15 +36,12 @@ print((peak() - before) / x.nbytes)
     # what its cell keeps: an LSTM its gates, c and, with a projection, the output before it; a GRU its gates and what
     # the reset gate acts on; the error carousel c.
     [
-        (1, "inference", 1, "rnn_tanh"),
         (3, "inference", 1, "rnn_tanh"),
         (1, "training", 3, "rnn_tanh"),
         (3, "training", 5, "rnn_tanh"),
-        (1, "inference", 1, "lstm"),
         (2, "inference", 1, "lstm_peephole"),
         (1, "training", 3 + 5, "lstm"),
         (2, "training", 4 + 2 * 4, "lstm_original"),
-        (1, "inference", 1, "gru"),
         (1, "inference", 1, "gru_reset_before"),
         (1, "training", 3 + 4, "gru"),
         (1, "training", 3 + 4, "gru_reset_before"),
