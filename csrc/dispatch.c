@@ -93,9 +93,11 @@ static void work_flushed(void *argument, const frnn_worker *worker) {
 
 /* Below this many multiply-adds a call is over before another thread has woken. */
 #define MACS_EACH 4e6
-#define PACK_MACS 32 /* to pack one weight takes as long as this many, */
-#define READ_MACS                                                                                                      \
-    3 /* to read it from a cache that cores share as this many: with fewer sequences that is what takes time */
+/* To pack one weight takes as long as this many. */
+#define PACK_MACS 32
+/* In a recurrent product, to read one weight from a cache that cores share takes as long as this many: with fewer sequences
+ * that is what takes time. Other products read it once for many steps. */
+#define READ_MACS 3
 
 static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
     double steps = (double)batch->T * (double)batch->B;
@@ -171,7 +173,8 @@ static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *laye
     frnn_job job = {.layer = layer, .batch = batch, .args = args, .record = record, .threads = threads};
     job.interrupt = interrupt;
     const double passes = pass == FRNN_BACKWARD ? 2 : 1;
-    const double reading = batch->B > 0 && batch->B < READ_MACS ? READ_MACS / (double)batch->B : 1;
+    const int reads = frnn_layer_shape(layer).h && batch->B > 0 && batch->B < READ_MACS;
+    const double reading = reads ? READ_MACS / (double)batch->B : 1;
     return run(kernels_of(isa, layer, pass)->work, &job, useful_threads(threads, layer, batch, passes * reading));
 }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("helpers", "flows")
+pytest.register_assert_rewrite("files", "flows", "helpers")
 
 from flows import IMPLEMENTATIONS  # noqa: E402
 from helpers import ROWS, drawn, using_isa, using_threads  # noqa: E402
@@ -69,6 +69,12 @@ def row(request):
 @pytest.fixture(params=[fastrnn, fastrnn.reference], ids=["kernels", "reference"])
 def backend(request):
     return request.param
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of a file that is not there yet, in a folder of its own."""
+    return tmp_path / "file.safetensors"
 
 
 @pytest.fixture

@@ -203,6 +203,13 @@ def normal_like(rng, state):
     return map_state(lambda s: normal(rng, s.shape, s.dtype), state)
 
 
+def arguments_for(layer, x, rng):
+    """Those of `train`: x, an initial state and gradients of all that the layer makes of it."""
+    y, state = layer(x)
+    data = {"x": x, "state": normal_like(rng, state)}
+    return data | {"dy": normal_like(rng, y), "dstate": normal_like(rng, state)}
+
+
 @contextmanager
 def using_isa(name):
     previous = _core.get_isa()

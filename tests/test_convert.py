@@ -1,79 +1,29 @@
 """Parameters of other libraries: the same function there as here, by their documented equations and by themselves where
-they are installed; the same bits after a round trip; errors."""
+they are installed."""
 
 import importlib.util
-import itertools
 import os
-import re
-from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 import oracles
 import pytest
-from helpers import assert_close, assert_meaningful, assert_same_bits, orthogonal
+from formats import (
+    BATCH,
+    FLAX,
+    HIDDEN,
+    INPUTS,
+    KERAS,
+    ONEDNN,
+    ONNX,
+    STEPS,
+    drawn,
+    leaves,
+    onnx_arguments,
+)
+from helpers import assert_close, assert_meaningful, assert_same_bits
 
 from fastrnn import convert
-from fastrnn.storage import parameter_shapes
-
-STEPS, BATCH, INPUTS, HIDDEN, PROJECTED = 7, 3, 5, 4, 2
-
-
-class Case(NamedTuple):
-    cell: str
-    options: Mapping = MappingProxyType({})
-    num_layers: int = 1
-    bidirectional: bool = False
-    bias: bool = True
-
-    def __str__(self):
-        options = [name if value else f"not_{name}" for name, value in self.options.items()]
-        return "-".join([self.cell, *options, f"L{self.num_layers}", f"D{self.directions}", "b" * self.bias])
-
-    @property
-    def directions(self):
-        return 1 + self.bidirectional
-
-    @property
-    def arguments(self):
-        """What a conversion must be told."""
-        return {name: self.options[name] for name in ("reset_after", "coupled") if name in self.options}
-
-    @property
-    def output_size(self):
-        return self.options.get("proj_size", HIDDEN)
-
-
-def cases(*cells):
-    """Of each (cell, options), every combination of layers, directions and biases."""
-    every = [Case(*cell, *rest) for cell in cells for rest in itertools.product((1, 2), (False, True), (True, False))]
-    return pytest.mark.parametrize("case", every, ids=str)
-
-
-RNN, LSTM = ("RNN", {}), ("LSTM", {})
-GRU, GRU_BEFORE = ("GRU", {"reset_after": True}), ("GRU", {"reset_after": False})
-PEEPHOLE, COUPLED = ("LSTM", {"peephole": True}), ("LSTM", {"coupled": True})
-COUPLED_PEEPHOLE = ("LSTM", {"coupled": True, "peephole": True})
-LSTMP, LSTMP_PEEPHOLE = ("LSTM", {"proj_size": PROJECTED}), ("LSTM", {"proj_size": PROJECTED, "peephole": True})
-
-KERAS = cases(RNN, LSTM, GRU, GRU_BEFORE)
-ONNX = cases(RNN, LSTM, PEEPHOLE, COUPLED, COUPLED_PEEPHOLE, GRU, GRU_BEFORE)
-FLAX = cases(RNN, LSTM, ("GRU", {}))
-ONEDNN = cases(RNN, LSTM, PEEPHOLE, LSTMP, LSTMP_PEEPHOLE, GRU, GRU_BEFORE)
-
-
-def drawn(case, rng, dtype=np.float64):
-    """A state dict whose parameters all differ, and matter."""
-    options = {"input_size": INPUTS, "hidden_size": HIDDEN, "num_layers": case.num_layers, "bias": case.bias}
-    options |= {"bidirectional": case.bidirectional, **case.options}
-    state_dict = {}
-    for name, shape in parameter_shapes(case.cell, options):
-        recurrent = name.startswith(("weight_hh", "weight_hr"))
-        p = 1.2 * orthogonal(rng, *shape) if recurrent else 0.7 * rng.standard_normal(shape)
-        state_dict[name] = p.astype(dtype)
-    return state_dict
 
 
 def inputs(case, rng, dtype=np.float64):
@@ -230,10 +180,6 @@ def onnx_step(case, node, d):
     return {"RNN": simple, "LSTM": lstm, "GRU": gru}[case.cell]
 
 
-def onnx_arguments(case):
-    return {name: value for name, value in case.arguments.items() if name == "coupled"}
-
-
 @ONNX
 def test_onnx_equations(case, rng):
     state_dict, (x, state) = drawn(case, rng), inputs(case, rng)
@@ -375,245 +321,3 @@ def test_onednn_equations(case, rng):
     converted = convert.to_onednn(state_dict, case.cell, **case.arguments)
     layers = [stepwise([onednn_step(case, layer, d) for d in range(case.directions)]) for layer in converted]
     assert_close(through(case, layers, x, state), ours(case, state_dict, x, state), 1e-13, 0)
-
-
-# ---- Round trips. ----
-
-
-def leaves(tree, path=""):
-    """The arrays of nested lists, tuples and dicts, with where they stand."""
-    if isinstance(tree, (list, tuple)):
-        tree = dict(enumerate(tree))
-    if not hasattr(tree, "items"):
-        yield path, np.asarray(tree)
-        return
-    for name, part in tree.items():
-        yield from leaves(part, f"{path}[{name!r}]")
-
-
-def refilled(tree, rng):
-    """The same tree with other numbers, zeros of both signs, infinities and NaN among them; blocks of zeros remain."""
-    for _, a in leaves(tree):
-        assert a.flags.c_contiguous
-        assert a.flags.owndata or a.base.flags.owndata
-        special = np.array([-0.0, 0.0, np.inf, np.nan, 1e-310, -1e-45])
-        values = np.where(rng.random(a.shape) < 0.2, rng.choice(special, a.shape), rng.standard_normal(a.shape))
-        with np.errstate(under="ignore"):
-            a[...] = np.where(a == 0, a, values)
-    return tree
-
-
-FORMATS = {
-    "keras": (convert.to_keras, convert.from_keras, KERAS),
-    "onnx": (convert.to_onnx, convert.from_onnx, ONNX),
-    "flax": (convert.to_flax, convert.from_flax, FLAX),
-    "onednn": (convert.to_onednn, convert.from_onednn, ONEDNN),
-}
-EVERY = [
-    pytest.param(name, case, id=f"{name}-{case}") for name, (_, _, mark) in FORMATS.items() for case in mark.args[1]
-]
-
-
-def pair(name, case):
-    to, back, _ = FORMATS[name]
-    arguments = onnx_arguments(case) if name == "onnx" else case.arguments
-    return partial(to, cell=case.cell, **arguments), partial(back, cell=case.cell, **arguments)
-
-
-@pytest.mark.parametrize(("name", "case"), EVERY)
-def test_from_a_format_and_back_bit_for_bit(name, case, dtype, rng):
-    to, back = pair(name, case)
-    theirs = refilled(to(drawn(case, rng, dtype)), rng)
-    kept = {path: a.copy() for path, a in leaves(theirs)}
-    state_dict = back(theirs)
-    assert all(a.flags.c_contiguous and a.dtype == dtype for a in state_dict.values())
-    assert_same_bits(dict(leaves(to(state_dict))), kept)
-    for a in state_dict.values():  # they are copies
-        a[...] = 0
-    assert_same_bits(dict(leaves(theirs)), kept)
-
-
-@pytest.mark.parametrize(("name", "case"), EVERY)
-def test_arrays_of_any_layout(name, case, rng):
-    to, _ = pair(name, case)
-    state_dict = drawn(case, rng)
-    theirs = to({p: np.asfortranarray(a) if a.ndim == 2 else np.repeat(a, 2)[::2] for p, a in state_dict.items()})
-    assert all(a.flags.c_contiguous for _, a in leaves(theirs))
-    assert_same_bits(dict(leaves(theirs)), dict(leaves(to(state_dict))))
-
-
-@pytest.mark.parametrize(("name", "case"), EVERY)
-def test_from_a_state_dict_and_back(name, case, dtype, rng):
-    to, back = pair(name, case)
-    state_dict = drawn(case, rng, dtype)
-    kept = {path: a.copy() for path, a in state_dict.items()}
-    theirs = to(state_dict)
-    got = back(theirs)
-    for _, a in leaves(theirs):  # they are copies
-        a[...] = 0
-    assert_same_bits(state_dict, kept)
-    if name == "flax" and not case.bias:
-        assert not any(got.pop(name).any() for name in list(got) if name.startswith("bias"))
-    both_biases = name == "onnx" or (name == "keras" and case.options.get("reset_after"))
-    if case.bias and not both_biases:
-        n = -HIDDEN if case.cell == "GRU" and case.options.get("reset_after", True) else None
-        for b_ih in [b for b in state_dict if b.startswith("bias_ih")]:
-            b_hh = b_ih.replace("ih", "hh")
-            kept[b_ih][:n] += kept[b_hh][:n]
-            kept[b_hh][:n] = 0
-    assert_same_bits(got, kept)
-
-
-def test_parameters_of_a_converted_layer_are_named_and_ordered_as_a_layers(rng):
-    case = Case("LSTM", {"peephole": True, "proj_size": PROJECTED}, 2, True)
-    state_dict = drawn(case, rng)
-    got = convert.from_onednn(convert.to_onednn(state_dict, "LSTM"), "LSTM")
-    assert list(got) == list(state_dict)
-
-
-# ---- Errors. ----
-
-
-def refused(error, call, *parts):
-    with pytest.raises(error) as caught:
-        call()
-    for part in parts:
-        assert part in str(caught.value), f"no {part!r} in: {caught.value}"
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("cell", ["lstm", "CEC", "TDNN", None, 3])
-def test_unknown_cells(name, cell):
-    to, back, _ = FORMATS[name]
-    refused(ValueError, lambda: to({}, cell), "cell", "'LSTM'", repr(cell))
-    refused(ValueError, lambda: back([], cell), "cell", "'LSTM'", repr(cell))
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_state_dicts_that_are_none(name, rng):
-    to = FORMATS[name][0]
-    good = drawn(Case("LSTM", {}, 2, True), rng)
-    refused(ValueError, lambda: to({}, "LSTM"), "state_dict", "'weight_ih_l0'", "none")
-    for key in good:
-        if key != "weight_ih_l1":
-            refused(ValueError, lambda key=key: to({k: a for k, a in good.items() if k != key}, "LSTM"), "state_dict")
-        refused(
-            ValueError, lambda key=key: to(good | {key: good[key][:-1]}, "LSTM"), "state_dict", "expected shape", key
-        )
-        refused(
-            ValueError, lambda key=key: to(good | {key: good[key][None]}, "LSTM"), "state_dict", "expected shape", key
-        )
-        refused(TypeError, lambda key=key: to(good | {key: good[key] * 1j}, "LSTM"), key, "complex128")
-        refused(TypeError, lambda key=key: to(good | {key: good[key].astype(int)}, "LSTM"), key, "int64")
-    refused(ValueError, lambda: to(good | {"weight_ih_l3": good["weight_ih_l1"]}, "LSTM"), "'weight_ih_l3'")
-    refused(ValueError, lambda: to(good | {0: 1}, "LSTM"), "expected no key 0")
-    for cell in ("RNN", "GRU"):
-        refused(ValueError, lambda cell=cell: to(good, cell), "state_dict", "expected shape")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "word"),
-    [
-        ("keras", {"peephole": True}, "Keras"),
-        ("keras", {"proj_size": PROJECTED}, "Keras"),
-        ("flax", {"peephole": True}, "Flax"),
-        ("flax", {"proj_size": PROJECTED}, "Flax"),
-        ("onnx", {"proj_size": PROJECTED}, "ONNX"),
-        *((name, {"forget_gate": False}, "expected shape") for name in FORMATS),
-        *((name, {"coupled": True}, "expected shape") for name in FORMATS),
-    ],
-)
-def test_what_a_format_does_not_have(name, options, word, rng):
-    refused(ValueError, lambda: FORMATS[name][0](drawn(Case("LSTM", options), rng), "LSTM"), "state_dict", word)
-
-
-def test_coupled_is_for_the_lstm(rng):
-    state_dict = drawn(Case("GRU"), rng)
-    refused(ValueError, lambda: convert.to_onnx(state_dict, "GRU", coupled=True), "coupled", "GRU")
-    refused(ValueError, lambda: convert.from_onnx([], "RNN", coupled=True), "coupled", "RNN")
-
-
-@pytest.mark.parametrize(
-    ("name", "what"), [("keras", "weights"), ("onnx", "nodes"), ("flax", "layers"), ("onednn", "layers")]
-)
-def test_what_is_no_list_of_layers(name, what, rng):
-    to, back, _ = FORMATS[name]
-    good = to(drawn(Case("LSTM", {}, 2, True), rng), "LSTM")
-    refused(ValueError, lambda: back([], "LSTM"), what, "none")
-    refused(TypeError, lambda: back(None, "LSTM"), what, "NoneType")
-    refused(TypeError, lambda: back({0: 1}, "LSTM"), what, "dict")
-    refused(TypeError, lambda: back([good[0], None], "LSTM"), f"{what}[1]", "NoneType")
-    refused(ValueError, lambda: back([good[1], good[0]], "LSTM"), f"{what}[1]", str(INPUTS))
-    one = to(drawn(Case("LSTM", {}, 1, False), rng), "LSTM")
-    refused(ValueError, lambda: back([good[0], one[0]], "LSTM"), f"{what}[1]")
-    without = to(drawn(Case("LSTM", {}, 2, True, False), rng), "LSTM")
-    if name != "flax":
-        refused(ValueError, lambda: back([good[0], without[1]], "LSTM"), f"{what}[1]", "bias")
-    refused(ValueError, lambda: back(good, "GRU"), f"{what}[0]", "expected")
-
-
-def replaced(tree, path, value):
-    """A copy of nested lists, tuples and dicts with another leaf."""
-    if not path:
-        return value
-    parts = dict(enumerate(tree)) if isinstance(tree, (list, tuple)) else dict(tree)
-    parts[path[0]] = replaced(parts[path[0]], path[1:], value)
-    return type(tree)(parts.values()) if isinstance(tree, (list, tuple)) else parts
-
-
-@pytest.mark.parametrize(("name", "case"), [p for p in EVERY if p.values[1].num_layers == 1 and p.values[1].bias])
-def test_arrays_of_a_wrong_shape(name, case, rng):
-    to, back = pair(name, case)
-    good = to(drawn(case, rng))
-    back(good)
-    for where, a in leaves(good):
-        path = [int(key) if key.isdigit() else key.strip("'") for key in re.findall(r"\[(\w+|'\w+')\]", where)]
-        assert path
-        place = path[-1] if isinstance(path[-1], str) else f"[{path[-1]}]"
-        for axis in range(a.ndim):
-            wrongs = [np.take(a, [], axis=axis)]
-            if a.shape[axis] != INPUTS:  # which may be any number
-                wrongs.append(np.repeat(a, 2, axis=axis))
-            for wrong in wrongs:
-                refused(ValueError, lambda wrong=wrong, path=path: back(replaced(good, path, wrong)), "expected")
-        refused(ValueError, lambda path=path: back(replaced(good, path, 1.0)), "expected", place, "got ()")
-        refused(TypeError, lambda path=path, a=a: back(replaced(good, path, a.astype("U"))), place, "U")
-
-
-@pytest.mark.parametrize("D", [0, 3])
-def test_a_wrong_number_of_directions(D, rng):
-    (node,), ((tree,),) = (to(drawn(Case("RNN"), rng), "RNN") for to in (convert.to_onnx, convert.to_flax))
-    refused(ValueError, lambda: convert.from_flax([[tree] * D], "RNN"), "layers[0]", "directions", f"got {D}")
-    node = {name: np.repeat(a, D, axis=0) for name, a in node.items()}
-    refused(ValueError, lambda: convert.from_onnx([node], "RNN"), "nodes[0]", f"got {D}" if D else "got (0,")
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 7])
-def test_keras_arrays_of_a_wrong_number(count):
-    refused(ValueError, lambda: convert.from_keras([[np.ones((2, 2))] * count], "LSTM"), "weights[0]", str(count))
-
-
-@pytest.mark.parametrize("name", ["keras", "onednn"])
-@pytest.mark.parametrize("reset_after", [False, True])
-def test_the_two_forms_of_the_gru_have_other_biases(name, reset_after, rng):
-    to, back, _ = FORMATS[name]
-    converted = to(drawn(Case("GRU"), rng), "GRU", reset_after=reset_after)
-    refused(ValueError, lambda: back(converted, "GRU", reset_after=not reset_after), "bias", "expected shape")
-
-
-@pytest.mark.parametrize(("name", "key"), [("onnx", "W"), ("onnx", "R"), ("onednn", "weights_layer"), ("flax", "hi")])
-def test_keys_that_are_missing_or_unknown(name, key, rng):
-    to, back, _ = FORMATS[name]
-    good = to(drawn(Case("LSTM"), rng), "LSTM")
-    entry, wrap = (good[0][0], lambda e: [(e,)]) if name == "flax" else (good[0], lambda e: [e])
-    missing = {k: v for k, v in entry.items() if k != key}
-    refused(ValueError, lambda: back(wrap(missing), "LSTM"), "expected the keys", key)
-    refused(ValueError, lambda: back(wrap(entry | {"other": 0}), "LSTM"), "expected the keys", "other")
-
-
-def test_biases_of_flax_stand_where_its_cells_have_them(rng):
-    tree = convert.to_flax(drawn(Case("LSTM"), rng), "LSTM")[0][0]
-    biases = {name for name, arrays in tree.items() if "bias" in arrays}
-    assert biases == {"hi", "hf", "hg", "ho"}
-    tree["ii"]["bias"] = tree["hi"].pop("bias")
-    refused(ValueError, lambda: convert.from_flax([[tree]], "LSTM"), "layers[0][0]", "kernel, bias")

@@ -1,6 +1,7 @@
 """What a call holds in memory: inference nothing of size T but the output, training the states and its input; and what
 becomes of it afterwards."""
 
+import mmap
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from helpers import row_of, run_script
 
 import fastrnn
+from fastrnn import _core
 
 PROGRAM = """
 import re, sys
@@ -34,15 +36,12 @@ print((peak() - before) / x.nbytes)
     # what its cell keeps: an LSTM its gates, c and, with a projection, the output before it; a GRU its gates and what
     # the reset gate acts on; the error carousel c.
     [
-        (1, "inference", 1, "rnn_tanh"),
         (3, "inference", 1, "rnn_tanh"),
         (1, "training", 3, "rnn_tanh"),
         (3, "training", 5, "rnn_tanh"),
-        (1, "inference", 1, "lstm"),
         (2, "inference", 1, "lstm_peephole"),
         (1, "training", 3 + 5, "lstm"),
         (2, "training", 4 + 2 * 4, "lstm_original"),
-        (1, "inference", 1, "gru"),
         (1, "inference", 1, "gru_reset_before"),
         (1, "training", 3 + 4, "gru"),
         (1, "training", 3 + 4, "gru_reset_before"),
@@ -102,3 +101,63 @@ def test_a_tape_keeps_its_memory(lstm_and_inputs):
     assert np.array_equal(before.x, after.x)
     for name, gradient in before.params.items():
         assert np.array_equal(gradient, after.params[name])
+
+
+FLOAT = np.dtype(np.float32)
+UNITS = 128
+PACKED = UNITS * (UNITS + UNITS + 1)  # reals of a layer's packed W, R and bias: 128 units fill whole vectors
+
+
+@pytest.fixture
+def kernel():
+    return _core.Kernel("rnn_tanh", FLOAT, 1, UNITS, UNITS, UNITS)
+
+
+# A block on the shelf is alive, so nothing else has its address: who has it took it from there.
+
+
+@pytest.mark.parametrize(("times", "taken"), [(1.0, True), (1.2, True), (1.3, False), (1.9, False)])
+def test_an_array_takes_a_block_of_at_most_1_25_times_its_size(times, taken, kernel):
+    before = address(kernel.empty((int(times * 50_000),), FLOAT))
+    assert (address(kernel.empty((50_000,), FLOAT)) == before) == taken
+
+
+@pytest.mark.parametrize(("times", "taken"), [(1.0, True), (1.9, True), (2.1, False)])
+def test_packed_weights_take_a_block_of_at_most_twice_their_size(times, taken, kernel):
+    count = int(times * PACKED)
+    square, bias = np.zeros((UNITS, UNITS), np.float32), np.zeros(UNITS, np.float32)
+    before = address(kernel.empty((count,), FLOAT))
+    packed = kernel.pack(((square, square, bias, bias, None, None),), 1)
+    assert (address(kernel.empty((count,), FLOAT)) != before) == taken
+    del packed  # until here it held its memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc elsewhere")
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    # MiB that are given back one after another, and what the shelf keeps: of the newest, 16 and no more than 1024 MiB.
+    [
+        ([60] * 20, [60] * 16),
+        ([300, 300], [300, 300]),
+        ([300, 300, 300, 300], [300, 300, 300]),
+        ([200, 600, 600, 100], [600, 100]),
+        ([1024], [1024]),
+        ([300, 1100, 300], [300, 300]),
+    ],
+)
+def test_what_a_shelf_keeps_at_the_most(sizes, kept, kernel):
+    def reserved():
+        """MiB of this process's address space; the arrays are never written and so take no memory."""
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * mmap.PAGESIZE / 2**20
+
+    def assert_held(blocks):
+        # Each may lose 2 MiB to its alignment; the interpreter's own part hardly changes.
+        assert -20 <= reserved() - before - sum(blocks) <= 2 * len(blocks) + 20
+
+    before = reserved()
+    arrays = [kernel.empty((size * 2**20 // 4,), FLOAT) for size in sizes]
+    assert_held(sizes)
+    while arrays:
+        del arrays[0]
+    assert_held(kept)

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from files import parts_of, written
 from helpers import as_tuple, assert_same_bits, map_state
 
 import fastrnn
@@ -24,11 +25,6 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy")
 CODES = 7
 TEXT = np.random.default_rng(0).integers(0, CODES, 4000)
 ONE_HOT = np.eye(CODES, dtype=np.float32)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.safetensors"
 
 
 class Run:
@@ -280,8 +276,7 @@ def test_a_layers_file_is_no_checkpoint_and_a_checkpoint_no_layer(path):
 
 def rewritten(path, change):
     """The checkpoint with other metadata or tensors."""
-    length = int.from_bytes(path.read_bytes()[:8], "little")
-    about = json.loads(json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]["fastrnn"])
+    about = json.loads(parts_of(path)[0]["__metadata__"]["fastrnn"])
     tensors = safetensors_numpy.load_file(path)
     change(about, tensors)
     safetensors_numpy.save_file(tensors, path, {"fastrnn": json.dumps(about)})
@@ -294,6 +289,8 @@ def rewritten(path, change):
         lambda about, tensors: about["models"].update(layer=3),
         lambda about, tensors: about["models"]["layer"].pop("options"),
         lambda about, tensors: about["models"]["layer"].update(options=[1]),
+        lambda about, tensors: about["models"]["layer"]["options"].update(dtype="float16"),
+        lambda about, tensors: about["models"]["layer"]["options"].update(dtype=["float32"]),
         lambda about, tensors: about["models"]["layer"].update(generator=3),
         lambda about, tensors: about["models"]["layer"].update(generator=None),
         lambda about, tensors: about["models"]["layer"]["generator"]["state"].update(state=-1),
@@ -330,6 +327,43 @@ def test_damaged_metadata(change, path):
     with pytest.raises(ValueError, match=re.escape(str(path))):
         other.load(path)
     assert_same_bits(other.everything(), before)
+
+
+BYTES = {"BOOL": 1, "F8_E4M3": 1, "I8": 1, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "I64": 8, "F64": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "dtypes"),
+    [
+        ("models/layer/weight_ih_l0", "F32", ("BF16", "F16", "F8_E4M3", "F64", "I32", "I64", "BOOL")),
+        ("models/head/weight", "F32", ("BF16", "F64")),
+        ("optimizer/mean/head.weight", "F16 or F32 or F64", ("BF16", "I32", "BOOL")),
+        ("arrays/0", "F16 or F32 or F64 or BOOL or I8", ("BF16", "F8_E4M3")),
+    ],
+)
+@pytest.mark.parametrize("with_objects", [False, True])
+def test_dtypes_that_do_not_belong(name, expected, dtypes, with_objects, path):
+    run = Run()
+    run.train(1)
+    run.save(path)
+    header, data = parts_of(path)
+    start, end = header[name]["data_offsets"]
+    before = run.everything()
+    for dtype in dtypes:
+        tensor = {"dtype": dtype, "shape": [(end - start) // BYTES[dtype]], "data_offsets": [start, end]}
+        written(path, header | {name: tensor}, data)
+        message = f"{re.escape(str(path))}.* {name}: expected dtype {expected}.*, got {dtype}$"
+        with pytest.raises(ValueError, match=message):
+            run.load(path) if with_objects else load_checkpoint(path)
+    assert_same_bits(run.everything(), before)
+
+
+def test_arrays_of_every_dtype(path):
+    arrays = {code: np.array([0, 1, 2]).astype(code) for code in "?bhilqBHILQefd"}
+    save_checkpoint(path, {}, arrays=arrays)
+    got = load_checkpoint(path).arrays
+    assert_same_bits(got, arrays)
+    assert all(got[code].dtype == a.dtype for code, a in arrays.items())
 
 
 def test_a_damaged_state_with_arrays(path):

@@ -104,9 +104,11 @@ static size_t forward_packed_size(const frnn_layer *layer) {
     return (size_t)(layer->directions * forward_shape_of(layer).size) * sizeof(real);
 }
 
-/* The biases of a stage's columns, in the order of the panels: b_ih where W x is added, b_hh where R h is. */
+/* The biases of a stage's columns, in the order of the panels: b_ih where W x is added, b_hh where R h is; and zero up to
+ * the end of the row. */
 static void pack_biases(const forward_stage *stage, const cell_shape *s, const frnn_weights *weights, real *packed) {
     const packing *p = &stage->x;
+    memset(packed, 0, (size_t)packed_width(p) * sizeof(real));
     for (int64_t panel = 0; panel < p->panels; ++panel) {
         for (int g = 0; g < p->columns; ++g) {
             real *out = packed + packed_column(p, panel) + g * panel_units(p, panel);

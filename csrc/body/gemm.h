@@ -52,7 +52,9 @@ INLINE int64_t panel_units(const packing *p, int64_t panel) {
 INLINE int column_vectors(const packing *p, int64_t panel, int columns) {
     return (int)divide_up(columns * panel_units(p, panel), VL);
 }
-/* A row of what the panels' products are added to: all their columns together, and room for whole vectors from any column on. */
+/* A row of what the panels' products are added to: all their columns together. The last panel's columns may begin anywhere
+ * in a vector, and whole vectors are read and written from there on, so the last one can reach one vector further: there is
+ * room for it. What lies past the columns is read but never stored in a result. */
 INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->columns * VL; }
 INLINE int64_t packed_width(const packing *p) {
     const int64_t last = p->panels - 1, room = p->columns > 1 && p->units % VL > 0;

@@ -1,5 +1,9 @@
 /* What follows the product: a cell's equations on every vector of a tile. A cell says in its cell_shape what it takes and
- * gives; the loops here load and store it. A row of a tile holds, column by column, `vecs` vectors of hidden units. */
+ * gives; the loops here load and store it. A tile holds `vecs` vectors of hidden units, the last of them perhaps in part: all
+ * lanes are computed, and those below n are stored in the output, the record and the deltas.
+ *
+ * In a row of pre-activations the columns stand a_column apart, without gaps: past a column's units come those of the next
+ * one. In reverse a row has one column, dh_t, in whole vectors. */
 
 enum { NONE = -1, COLUMNS = 4, KEPT = 6 };
 

@@ -7,7 +7,6 @@ shapes that fastrnn.h states. Only their sizes are looked at again, since a wron
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
 
 import os
 

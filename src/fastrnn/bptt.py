@@ -143,7 +143,7 @@ class _Run:
         call = self.layer.forward if masks else self.layer
         for first, last in cuts[:-1]:
             generators.append(copy.deepcopy(self.layer._dropout_rng) if masks else None)  # draws the same once more
-            starts.append(call(*self.steps(first, last, starts[-1]), lengths=self.lengths(first, last))[1])
+            starts.append(call(self.part(self.x, first, last), starts[-1], lengths=self.lengths(first, last))[1])
         generators.append(None)
         losses, dstate, end = [], None, None
         for (first, last), start, rng in reversed(list(zip(cuts, starts, generators, strict=True))):
@@ -166,7 +166,8 @@ class _Run:
             if following == last:
                 state = end
             elif following > begin:
-                state = self.layer(*self.steps(begin, following, state), lengths=self.lengths(begin, following))[1]
+                x = self.part(self.x, begin, following)
+                state = self.layer(x, state, lengths=self.lengths(begin, following))[1]
             begin = following
         return self.result(losses, self.layer._pack_state(dstate), end)
 
@@ -174,7 +175,7 @@ class _Run:
         """Forward from `begin`, the loss of the chunk `first` to `last`, and back to `begin`. Adds to the gradients and
         returns the loss, the state after the last step and the gradient of the state before the first."""
         lengths = self.lengths(begin, last)
-        y, end, tape = self.layer.forward(*self.steps(begin, last, state), lengths=lengths, rng=rng)
+        y, end, tape = self.layer.forward(self.part(self.x, begin, last), state, lengths=lengths, rng=rng)
         y_chunk = self.part(y, first - begin, last - begin)
         loss, dy = _evaluate(self.loss, y_chunk, first, self.lengths(first, last), self.axis)
         if dy is not None and begin < first:
@@ -191,9 +192,6 @@ class _Run:
         return BPTT(sum(losses), Gradients(self.dx, dstate, self.params), end)
 
     # Parts of the sequence.
-
-    def steps(self, first, last, state):
-        return self.part(self.x, first, last), state
 
     def part(self, array, first, last):
         return array[:, first:last] if self.axis else array[first:last]

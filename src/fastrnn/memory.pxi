@@ -1,9 +1,12 @@
 """Memory that a layer uses again from call to call.
 
 The first use of fresh memory is slow (the system finds and clears every page), and a training step needs as much of it as
-its steps are long. So what a call no longer needs goes to a list, the layer's shelf, and the next call of about the same
-size takes it from there. An array over such memory lends it for as long as anything refers to it.
+its steps are long. So what a call no longer needs goes to a list, the shelf of its kernel (a stack has one for each level),
+and the next call of about the same size takes it from there. An array over such memory lends it for as long as anything
+refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the oldest are freed.
 """
+from cpython.pyport cimport PY_SSIZE_T_MAX
+from libc.stdlib cimport free
 
 cdef extern from *:
     """
@@ -28,13 +31,11 @@ cdef extern from *:
 
 cdef enum:
     SHELF = 16  # blocks that a shelf holds: what two training steps need, as results of one may be held during the next
+    SHELF_BYTES = 1 << 30  # and bytes; a larger block is freed at once
     SMALL = 32768  # bytes; below, what the system's allocator has at hand is as good
-
-MOST_BYTES = 2**62
 
 
 @cython.final
-@cython.no_gc
 cdef class Block:
     """So many bytes, aligned to 64."""
 
@@ -51,20 +52,31 @@ cdef class Block:
         free(self.data)
 
 
+# Nothing it refers to can refer back to it; and the collector would clear its attributes before __dealloc__ needs them.
 @cython.final
 @cython.no_gc
 cdef class Loan:
-    """A block until nothing refers to it any more; then a large one goes back to its shelf, where the oldest may have to go."""
+    """A block until nothing refers to it any more; then, unless it is small or very large, it goes back to its shelf."""
 
     cdef Block block
     cdef list shelf
 
     def __dealloc__(self):
-        if self.block.size < SMALL:
-            return
-        self.shelf.append(self.block)
-        if len(self.shelf) > SHELF:
-            self.shelf.pop(0)
+        if SMALL <= self.block.size <= SHELF_BYTES:
+            self.shelf.append(self.block)
+            free_oldest(self.shelf)
+
+
+cdef free_oldest(list shelf):
+    """Free what is on the shelf beyond its bounds, counted from the newest block on."""
+    cdef size_t blocks = 0, size = 0
+    cdef Block block
+    for block in reversed(shelf):
+        size += block.size
+        if blocks == SHELF or size > SHELF_BYTES:
+            del shelf[:len(shelf) - blocks]
+            break
+        blocks += 1
 
 
 cdef Loan lend(Block block, list shelf):
@@ -73,27 +85,25 @@ cdef Loan lend(Block block, list shelf):
     return loan
 
 
-cdef Loan borrow(list shelf, size):
-    """At least `size` bytes; ValueError if it is 0, for then it overflowed."""
+cdef Loan borrow(list shelf, size_t size, double slack=2):
+    """At least `size` bytes, and from the shelf at most `slack` times as many; ValueError if it is 0, for then it
+    overflowed."""
     if size == 0:
         raise ValueError("sizes: the product of the dimensions overflows")
-    if size > MOST_BYTES:
-        raise MemoryError(f"no memory for {size} bytes")
-    cdef size_t least = size
     cdef Block block
-    if least >= SMALL:
+    if size >= SMALL:
         for block in reversed(shelf):
-            if least <= block.size and block.size // 2 <= least:
+            if size <= block.size <= slack * size:
                 try:
                     shelf.remove(block)
                 except ValueError:  # another thread was faster
                     continue
                 return lend(block, shelf)
-    return lend(Block(least), shelf)
+    return lend(Block(size), shelf)
 
 
 cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype):
-    """An uninitialised array, in memory from the shelf if it is large."""
+    """An uninitialised array, in memory from the shelf if it is large; as it may be kept, little of it lies idle."""
     cdef cnp.npy_intp dims[3]
     cdef int n = len(shape)
     size = dtype.itemsize
@@ -101,7 +111,9 @@ cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype):
         size *= shape[i]
     if size < SMALL or n > 3:
         return np.empty(shape, dtype)
-    cdef Loan loan = borrow(shelf, size)
+    if size > PY_SSIZE_T_MAX:
+        raise MemoryError(f"no memory for {size} bytes")
+    cdef Loan loan = borrow(shelf, size, 1.25)
     for i in range(n):
         dims[i] = shape[i]
     array = cnp.PyArray_SimpleNewFromData(n, dims, dtype.type_num, loan.block.data)

@@ -79,8 +79,14 @@ static void *aligned(size_t size) {
 
 static void *packed(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
                     const frnn_weights weights[]) {
-    void *data = aligned(frnn_packed_size(isa, layer, pass));
+    const size_t size = frnn_packed_size(isa, layer, pass);
+    void *data = aligned(size), *other = aligned(size);
+    memset(data, 1, size);
+    memset(other, 2, size);
     if (frnn_pack(isa, threads, layer, pass, weights, data) != FRNN_OK) abort();
+    if (frnn_pack(isa, threads, layer, pass, weights, other) != FRNN_OK) abort();
+    if (memcmp(data, other, size) != 0) abort(); /* every byte of it is written */
+    free(other);
     return data;
 }
 

@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--peers",
         action="store_true",
         help="also time PyTorch, ONNX Runtime and JAX where they are installed; without --shapes on a whole grid "
-        "(about 25 minutes on two cores)",
+        "(about 20 minutes on two cores)",
     )
     parser.add_argument(
         "--cell",

@@ -23,6 +23,11 @@ from .optimizers import _Optimizer
 
 _FIELDS = ("models", "optimizer", "step", "generators")
 
+# Dtypes in the format's names: of a model's parameters, by its own dtype; of moments; of all that NumPy has, too.
+_PARAMETERS = {"float32": "F32", "float64": "F64"}
+_MOMENTS = ("F16", "F32", "F64")
+_ARRAYS = (*_MOMENTS, "BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
+
 
 class Checkpoint(NamedTuple):
     """What ``load_checkpoint`` returns."""
@@ -240,7 +245,7 @@ def _same_names(argument, given, saved, where):
 
 
 def _names_in(file, models, optimizer, step, generators):
-    """The names of all arrays, if they and what the file is about have the form of a checkpoint."""
+    """The names of all arrays, if they, their dtypes and what the file is about have the form of a checkpoint."""
 
     def require(condition, what):
         if not condition:
@@ -253,6 +258,7 @@ def _names_in(file, models, optimizer, step, generators):
     for model in models.values():
         require(isinstance(model, dict) and model.keys() == {"class", "options", "generator"}, "a model")
         require(isinstance(model["options"], dict), "options")
+        require(_dtype_of(model) in tuple(_PARAMETERS), "a model's dtype")
         require(model["generator"] is None or is_state(model["generator"]), "a model's generator")
     require(optimizer is None or isinstance(optimizer, dict), "optimizer")
     require(isinstance(step, int) and step >= 0, "step")
@@ -266,4 +272,15 @@ def _names_in(file, models, optimizer, step, generators):
             or (group == "optimizer" and len(rest) == 2),
             f"an array {name!r}",
         )
+        expected = {"arrays": _ARRAYS, "optimizer": _MOMENTS}.get(group)
+        if expected is None:
+            expected = (_PARAMETERS[_dtype_of(models[rest[0]])],)
+        held = file.get_slice(name).get_dtype()
+        if held not in expected:
+            raise ValueError(f"{name}: expected dtype {' or '.join(expected)}, got {held}")
     return names
+
+
+def _dtype_of(model):
+    """What a file says of a model's dtype: a layer's stands there unless it is the default."""
+    return model["options"].get("dtype", "float32")
