@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from helpers import ROWS, enliven, make, normal, normal_like, row_of
 
+import fastrnn
 from fastrnn import reference
 
 
@@ -13,8 +14,11 @@ class Implementation(NamedTuple):
     close: float  #: the relative error that its singular values, and their products over all steps, may have
 
 
-# Whole singular value decompositions: some hundred steps and units of rounding.
-IMPLEMENTATIONS = {"reference": Implementation(reference.gradient_flow, 1e-12)}
+# Whole singular value decompositions: some hundred steps and units of rounding. The iterations stop earlier.
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference.gradient_flow, 1e-12),
+    "kernels": Implementation(fastrnn.gradient_flow, 1e-6),
+}
 
 RECURRENT = tuple(row for row in ROWS if row.parts)
 CELLS = tuple(

@@ -5,6 +5,7 @@ from ._core import version as __version__
 from .bptt import BPTT, bptt
 from .cells import CEC, GRU, LSTM, RNN, TDNN
 from .config import get_num_threads, set_num_threads, show_config
+from .flow import gradient_flow
 from .gradientflow import GradientFlow
 from .gradients import Gradients, clip_grad_norm
 
@@ -22,6 +23,7 @@ __all__ = [
     "clip_grad_norm",
     "convert",
     "get_num_threads",
+    "gradient_flow",
     "initial",
     "reference",
     "set_num_threads",

@@ -11,6 +11,8 @@ kernels. With E_t = d y_t / d s_t:
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -20,6 +22,14 @@ from .layers import Layer, State
 from .reference import flow as reference
 from .tape import Record
 from .weights import Weights
+
+BLOCK_ROWS = 128  # steps whose largest singular values are looked for together, so that the vectors fit a cache
+FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
+WITNESSES = 4
+TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1e-8, 32, 1000
+#: Singular values below the first part of the largest are left out of a product; what becomes of them may grow to the
+#: second, which changes the largest by half its square, 5e-8.
+DROPPED, DISTRUSTED = 1e-5, 3e-4
 
 LAYERS = {"RNN": cells.RNN, "LSTM": cells.LSTM, "GRU": cells.GRU, "CEC": cells.CEC}
 
@@ -39,13 +49,12 @@ def gradient_flow(
     keep = checks.flag(lag_matrices, "lag_matrices")
     study = flowinput.prepare(LAYERS, layer, x, dy, state, lengths, max_lag, level, direction)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        steps = OneSteps(study)
-        E = reference.output_jacobians(study)
-        norms, parts = steps.lag_parts(keep)
+        steps, E = OneSteps(study), reference.output_jacobians(study)
+        own = steps if layer.dtype == np.float64 else OneSteps(flowinput.in_dtype(study, layer.dtype))
+        norms, parts = own.lag_parts(E, keep)
         return flowinput.flow_of(
             study,
-            gamma=study.masked(steps.gamma()),
-            flow=steps.flow(E),
+            **(carousel(study, E) if study.layer._states == ("c",) else steps.norms(E)),
             grad_norm=steps.grad_norm(E),
             lag_gradient=norms,
             lag_matrices=parts,
@@ -54,6 +63,14 @@ def gradient_flow(
 
 
 gradient_flow.__doc__ = reference.gradient_flow.__doc__
+
+
+def carousel(study, E):
+    """Where J_t = I: gamma is 1, and the flow at every lag what it is at the end."""
+    T, B = study.active.shape
+    reached = np.arange(T + 1)[:, None] <= study.lengths
+    end = np.abs(E[study.lengths, np.arange(B)]).max((1, 2))  # E is diagonal
+    return {"gamma": study.masked(np.ones((T, B))), "flow": np.where(reached, end, np.nan)}
 
 
 class OneSteps:
@@ -100,52 +117,58 @@ class OneSteps:
         batch, record = at
         out = self.split(np.empty_like(v))
         y = np.empty_like(record.y)
-        self.level.engine.run_jvp(
-            batch, self.level.packed, record, None, self.split(v), y, out, self.threads
-        )
+        self.level.engine.run_jvp(batch, self.level.packed, record, None, self.split(v), y, out, self.threads)
         return self.join(out)
+
+    def norms(self, E):
+        return {"gamma": self.study.masked(self.gamma()), "flow": self.flow(E)}
 
     def gamma(self):
         """(T, B)"""
-        start = np.random.default_rng(0).standard_normal((self.count, sum(self.widths)))
         values = np.zeros(self.count)
-        active = np.flatnonzero(self.study.active.reshape(-1))
+        u = np.random.default_rng(0).standard_normal((self.B, sum(self.widths)))
+        vectors = np.empty((self.count, sum(self.widths)))
 
-        def gram(u, which):
-            at = self.steps(active[which])
-            return self.on(self.back(u, at), at)
+        def search(rows, start, most):
+            def gram(u, which):
+                at = self.steps(rows[which])
+                return self.on(self.back(u, at), at)
 
-        values[active] = largest_singular_values(gram, start[active])[0]
+            values[rows], vectors[rows], found = largest_singular_values(gram, start, most)
+            return rows[~found]
+
+        # Some steps at a time, whose vectors fit a cache and begin as those of the steps before. The few that take long
+        # are left for the end.
+        rows, late = np.flatnonzero(self.study.active), []
+        for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)) if len(rows) else []:
+            late.append(search(block, u[block % self.B], MANY_ITERATIONS))
+            u[block % self.B] = vectors[block]  # of each sequence its last step's stays
+        late = np.concatenate(late) if late else rows
+        search(late, vectors[late], MOST_ITERATIONS)
         return values.reshape(self.T, self.B)
 
     def flow(self, E):
         """(T+1, B)"""
         T, B, lengths = self.T, self.B, self.study.lengths
         norms = np.full((T + 1, B), np.nan)
-        O, S = E.shape[-2:]
-        exponent = np.zeros(B, np.int64)  # the product is 2^exponent times the array, so that it fits at any length
         order = np.argsort(-lengths, kind="stable")
-        product = np.empty((0, O, S))
-        u = np.random.default_rng(0).standard_normal((B, O))[order]
-        for k in reversed(range(T + 1)):
-            n = len(product)
+        product = Product(E.shape[-2:], E.dtype)
+        safe = None  # where the product was last whole
+        compress_at, k = FIRST_COMPRESSION, T
+        while k >= 0:
+            n = len(product.rows)
             if k < T and n:
-                rows = np.repeat(k * B + order[:n], O)
-                product = self.back(product.reshape(n * O, S), self.steps(rows)).reshape(n, O, S)
-                _, e = np.frexp(np.abs(product).max((1, 2)))
-                product = np.ldexp(product, -e[:, None, None])
-                exponent[order[:n]] += e
-            joining = order[n : np.searchsorted(-lengths[order], -k, side="right")]
-            product = np.concatenate([product, E[k, joining]]) if len(joining) else product
-            n = len(product)
-
-            def gram(u, which, product=product):
-                chosen = product if len(which) == len(product) else product[which]
-                v = np.matmul(u[:, None], chosen)
-                return np.matmul(chosen, v.swapaxes(1, 2))[..., 0]
-
-            values, u[:n] = largest_singular_values(gram, u[:n])
-            norms[k, order[:n]] = np.ldexp(values, exponent[order[:n]])
+                at = self.steps(np.repeat(k * B + order[:n], product.height))
+                product.apply(lambda rows, at=at: self.back(rows, at))
+            product.join(E[k, order[n : np.searchsorted(-lengths[order], -k, side="right")]])
+            norms[k, order[: len(product.rows)]] = product.norms()
+            if safe and not product.trustworthy():
+                k, product = safe
+                safe, compress_at = None, T + 1
+            elif T - k == compress_at:
+                safe, compress_at = (k, product.copy()), 3 * compress_at // 2
+                product.compress()
+            k -= 1
         return norms
 
     def grad_norm(self, E):
@@ -158,80 +181,171 @@ class OneSteps:
             ds = self.back(ds, self.steps(t * self.B + np.arange(self.B)))
         return norms
 
-    def lag_parts(self, keep):
-        """The norms (max_lag+1,), and the matrices if they are to be kept."""
+    def lag_parts(self, E, keep):
+        """The norms (max_lag+1,), and the matrices if they are to be kept. Once what goes back is less than it was at
+        first by the rounding error to the power of 3/2 (4e-11; in float64 3e-24), the rest is taken for zero."""
         study, layer = self.study, self.study.layer
         name = "weight_hh_l0" if "weight_hh_l0" in layer.params else "weight_ih_l0"
-        shape = layer.params[name].shape
-        norms, parts = np.zeros(study.max_lag + 1), np.zeros((study.max_lag + 1, *shape)) if keep else None
-        gradient = np.empty(shape)
+        gradient = np.empty_like(layer.params[name])
+        norms, parts = np.zeros(study.max_lag + 1), None
+        if keep:
+            parts = np.zeros((study.max_lag + 1, *gradient.shape))
         wanted = (Weights(None, gradient) if name == "weight_hh_l0" else Weights(gradient),)
-        ds = np.matmul(study.dy[:, :, None], reference.output_jacobians(study)[1:])[:, :, 0].reshape(self.count, -1)
+        ds = np.matmul(study.dy[:, :, None], E[1:])[:, :, 0].reshape(self.count, -1).astype(layer.dtype)
         largest = np.abs(ds).max(initial=0)
         for lag in range(study.max_lag + 1):
             # What dy_{k+l} sends l steps back is the gradient of s_k, in the rows of the first T - l steps.
-            ds = self.back(ds, self.steps(len(ds)), wanted)
+            ds = self.back(ds, self.steps(len(ds)), wanted)[self.B :]
             norms[lag] = reference.norm(gradient.ravel())
             if keep:
                 parts[lag] = gradient
-            ds = ds[self.B :]
-            if np.abs(ds).max(initial=0) <= np.finfo(ds.dtype).eps ** 2 * largest:
+            if np.abs(ds).max(initial=0) <= np.finfo(ds.dtype).eps ** 1.5 * largest:
                 break
         return norms, parts
 
 
-def largest_singular_values(gram, u, tolerance=1e-9, most=300):
-    """The largest singular value of each of n operators A, and where its left singular vector was found, from start
-    vectors u (n, S); gram(u, which) gives A A^T u for those operators.
+class Product:
+    """For each of n sequences a product of Jacobians E J J ... (O, S), as far as its largest singular value needs it.
+
+    Each array times 2^exponent is the product. As its singular values come to lie far apart it is compressed: rotated
+    so that its rows are its singular directions, and those far below the largest left out, which changes the largest by
+    the square of their ratio. But what is small may grow later while the rest shrinks. So a few random sums of the rows
+    left out are taken along as witnesses; their length tells how large those have become.
+    """
+
+    def __init__(self, shape, dtype):
+        self.rows = np.empty((0, *shape), dtype)  # (n, height, S), with the witnesses last
+        self.exponent = np.zeros(0, np.int64)
+        self.vectors = np.empty((0, shape[0]), dtype)  # the left singular vectors that were found last
+        self.witnesses = 0
+        self.values = np.zeros(0)
+        self.rng = np.random.default_rng(0)
+
+    @property
+    def height(self):
+        return self.rows.shape[1]
+
+    @property
+    def kept(self):
+        return self.rows[:, : self.height - self.witnesses]
+
+    def copy(self):
+        other = copy.copy(self)
+        other.vectors = self.vectors.copy()
+        return other
+
+    def apply(self, back):
+        """Multiply by one more Jacobian, whose transpose ``back`` applies to rows (n height, S)."""
+        rows = back(self.rows.reshape(-1, self.rows.shape[-1])).reshape(self.rows.shape)
+        largest = np.maximum(rows.max((1, 2), initial=0), -rows.min((1, 2), initial=0))
+        _, e = np.frexp(largest)
+        rows *= np.ldexp(np.ones(1, rows.dtype), -e)[:, None, None]
+        self.rows, self.exponent = rows, self.exponent + e
+
+    def join(self, products):
+        """Sequences that end here."""
+        n, O, S = products.shape
+        if n == 0:
+            return
+        if len(self.rows):
+            height = max(O, self.kept.shape[1])
+            rows = np.zeros((len(self.rows) + n, height + self.witnesses, S))
+            rows[: len(self.rows), : self.kept.shape[1]] = self.kept
+            rows[: len(self.rows), height:] = self.rows[:, self.kept.shape[1] :]
+            rows[len(self.rows) :, :O] = products
+            self.vectors = np.pad(self.vectors, ((0, 0), (0, height - self.vectors.shape[1])))
+            self.rows = rows
+        else:
+            self.rows = products.copy()
+        random = self.rng.standard_normal((n, self.vectors.shape[1])).astype(products.dtype)
+        self.vectors = np.concatenate([self.vectors, random])
+        self.exponent = np.concatenate([self.exponent, np.zeros(n, np.int64)])
+
+    def norms(self):
+        """The largest singular value of each."""
+        kept = self.kept
+
+        def gram(u, which):
+            rows = kept if len(which) == len(kept) else kept[which]
+            return np.matmul(rows, np.matmul(u[:, None], rows).swapaxes(1, 2))[..., 0]
+
+        self.values, self.vectors, _ = largest_singular_values(gram, self.vectors, MOST_ITERATIONS)
+        return np.ldexp(self.values, self.exponent)
+
+    def compress(self):
+        kept = self.kept.astype(np.float64)
+        squares, vectors = np.linalg.eigh(np.matmul(kept, kept.swapaxes(1, 2)))
+        height = int((squares > DROPPED**2 * squares[:, -1:]).sum(1).max(initial=1))
+        if height > 0.9 * self.kept.shape[1]:
+            return
+        rotation = vectors.swapaxes(1, 2).astype(self.rows.dtype)
+        rotated = np.matmul(rotation, self.kept)
+        left_out, kept = np.split(rotated, [len(rotated[0]) - height], axis=1)
+        signs = self.rng.choice([-1.0, 1.0], (len(rotated), WITNESSES, left_out.shape[1])).astype(kept.dtype)
+        witnesses = np.matmul(signs, left_out)
+        if self.witnesses:
+            witnesses += self.rows[:, -WITNESSES:]
+        self.vectors = np.matmul(rotation, self.vectors[..., None])[:, -height:, 0]
+        self.rows, self.witnesses = np.concatenate([kept, witnesses], 1), WITNESSES
+
+    def trustworthy(self):
+        """Whether what was left out is still small beside the rest."""
+        lengths = np.linalg.norm(self.rows[:, self.height - self.witnesses :], axis=-1).max(1, initial=0)
+        return bool((lengths <= DISTRUSTED * self.values).all())
+
+
+def largest_singular_values(gram, u, most):
+    """The largest singular value of each of n operators A, its left singular vector, and whether they were found within
+    so many steps; from start vectors u (n, S). gram(u, which) gives A A^T u for those operators.
 
     A locally optimal conjugate gradient iteration with one vector (Knyazev, "Toward the optimal preconditioned
     eigensolver", SIAM J. Sci. Comput. 23, 2001): each step takes the best vector of the span of u, of the residual and
     of the last change.
     """
-    n = len(u)
-    values, vectors = np.zeros(n), u.copy()
-    which = np.arange(n)
+    values, vectors = np.zeros(len(u)), np.zeros_like(u)
+    which = np.arange(len(u))
+    # The first direction is any, should the vector that is sought have nothing of the start.
+    direction = np.random.default_rng(len(u)).standard_normal(u.shape).astype(u.dtype)
     basis = normalised(u)[:, None]  # (n, 1 to 3, S), orthonormal
     images = gram(basis[:, 0], which)[:, None]
     value = inner(basis[:, 0], images[:, 0])
-    settled = np.zeros(n, np.int64)
+    settled = np.full(len(u), -1)
     for _ in range(most):
-        residual = images[:, 0] - value[:, None] * basis[:, 0]
-        for _ in range(2):
-            residual = residual - np.matmul(np.matmul(basis, residual[..., None]).swapaxes(1, 2), basis)[:, 0]
-        residual = normalised(residual)
-        basis = np.concatenate([basis, residual[:, None]], 1)
-        images = np.concatenate([images, gram(residual, which)[:, None]], 1)
+        for _ in range(2):  # to first order, and then to rounding
+            inside = np.matmul(basis, direction[..., None]).swapaxes(1, 2)
+            direction = normalised(direction - np.matmul(inside, basis)[:, 0], 1e-8)
+        basis = np.concatenate([basis, direction[:, None]], 1)
+        images = np.concatenate([images, gram(direction, which)[:, None]], 1)
         small = np.matmul(basis, images.swapaxes(1, 2))
-        small = (small + small.swapaxes(1, 2)) / 2
-        eigenvalues, mix = np.linalg.eigh(small)
-        best = eigenvalues[:, -1]
-        settled = np.where(best - value <= tolerance * best, settled + 1, 0)
+        eigenvalues, mix = np.linalg.eigh(small)  # which reads one triangle
+        best, weights = eigenvalues[:, -1], mix[:, :, -1]
+        settled = np.where((best - value <= TOLERANCE * best) | (settled < 0), settled + 1, 0)
         value = np.maximum(best, 0)
         # The new vector, and the change: what it has beside the old one.
-        weights = mix[:, :, -1]
         change = weights.copy()
         change[:, 0] = 0
-        change -= inner(change, weights)[:, None] * weights
-        change = normalised(change)
+        change = normalised(change - inner(change, weights)[:, None] * weights)
         both = np.stack([weights, change], 1)
         basis, images = np.matmul(both, basis), np.matmul(both, images)
         done = settled >= 2
         if done.any():
             values[which[done]], vectors[which[done]] = np.sqrt(value[done]), basis[done, 0]
             left = ~done
-            which, basis, images, value, settled = which[left], basis[left], images[left], value[left], settled[left]
+            which, basis, images, value, settled = (array[left] for array in (which, basis, images, value, settled))
             if not len(which):
                 break
+        direction = normalised(images[:, 0] - value[:, None] * basis[:, 0], 1e-14 * value)
     values[which], vectors[which] = np.sqrt(value), basis[:, 0]
-    return values, vectors
+    found = np.ones(len(u), bool)
+    found[which] = False
+    return values, vectors, found
 
 
 def inner(a, b):
     return np.einsum("ij,ij->i", a, b)
 
 
-def normalised(a):
-    """Rows of length 1, or zero."""
+def normalised(a, least=0):
+    """Rows of length 1, or zero if they are not longer than ``least``."""
     length = np.sqrt(inner(a, a))
-    return a / np.where(length > 0, length, 1)[:, None]
+    return a * np.where(length > least, 1 / np.where(length > 0, length, 1), 0)[:, None]

@@ -102,6 +102,15 @@ def prepare(
         return Level(one, x, dy, states, steps.lengths, max_lag, _run(one, x, states, steps.lengths))
 
 
+def in_dtype(level: Level, dtype: np.dtype) -> Level:
+    """The same in another dtype."""
+    layer = level.layer
+    one = type(layer)(layer.input_size, layer.hidden_size, **(layer._options() | {"dtype": dtype, "seed": 0}))
+    one.params.update(layer.params)
+    x, dy, *state = (array.astype(dtype) for array in (level.x, level.dy, *level.state))
+    return level._replace(layer=one, x=x, dy=dy, state=tuple(state), tape=_run(one, x, state, level.lengths))
+
+
 def flow_of(level: Level, **fields: Any) -> GradientFlow:
     """The ``GradientFlow`` of computed fields, with those that ``level`` knows."""
     kind = level.layer._kind().__name__

@@ -20,7 +20,7 @@ import fastrnn
 
 from .. import flowplot, storage
 from ..gradientflow import GradientFlow
-from ..reference import gradient_flow
+from ..flow import gradient_flow
 from ..train import Linear, softmax_cross_entropy
 from .common import CliError, natural_int, positive_int, require
 from .text import Text, load_text
