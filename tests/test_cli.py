@@ -11,7 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import roofline
-from fastrnn.cli import common, demo, main
+from fastrnn.cli import common, demo, language, main
 
 VERSES = "In the beginning God created the heaven and the earth.\nAnd God said, Let there be light.\n" * 40
 
@@ -52,8 +52,9 @@ class TestDemo:
 
     def test_training_lowers_the_loss(self):
         sizes = demo.QUICK
-        text = demo._load_text(None, sizes)
-        trainer = demo.Trainer(fastrnn, "rnn", text, sizes, seed=0)
+        text = language.load_text(None, needed=0)
+        layer = fastrnn.RNN(len(text.alphabet), sizes.hidden, seed=0)
+        trainer = language.Trainer(layer, text, sizes.batch, sizes.steps, seed=0)
         untrained = trainer.evaluate(text.held_out)
         assert untrained == pytest.approx(np.log(len(text.alphabet)), rel=0.05)
         for _ in range(300):

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import fastrnn
 
-from . import bench, demo, info
+from . import bench, demo, info, task
 from .common import CliError
 
 __all__ = ["main"]
 
-COMMANDS = (demo, info, bench)
+COMMANDS = (demo, task, info, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
