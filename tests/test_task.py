@@ -232,7 +232,10 @@ def run_task(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text(VERSES, encoding="utf-8")
 
-    def run_it(name, *options, status=0):
+    draw = task.plot.draw
+
+    def run_it(name, *options, status=0, plot=False):
+        monkeypatch.setattr(task.plot, "draw", draw if plot else lambda *_: None)
         path = tmp_path / "out.json"
         sizes = ["--length", "6", "--hidden", "4", "--batch", "3", "--steps", "4", "--threads", "1"]
         text_option = ["--text", str(text)] if name == "chars" else []
@@ -252,7 +255,7 @@ def without_times(figures):
 class TestCommand:
     @pytest.mark.parametrize("name", tasks.TASKS)
     def test_table_json_and_plot(self, name, run_task, tmp_path, capsys):
-        figures = run_task(name)
+        figures = run_task(name, plot=True)
         out = capsys.readouterr().out
         assert [result["cell"] for result in figures["results"]] == list(tasks.TASKS[name].cells)
         assert (figures["task"], figures["length"], figures["hidden"], figures["batch"]) == (name, 6, 4, 3)
@@ -293,7 +296,7 @@ class TestCommand:
     def test_a_loss_that_is_not_finite_stops_the_cell_alone(self, run_task, monkeypatch, capsys):
         hot = tasks.RECIPES["cec"]._replace(lr=1e30)
         monkeypatch.setitem(tasks.RECIPES, "cec", hot)
-        figures = run_task("sum", "--cell", "cec,gru")
+        figures = run_task("sum", "--cell", "cec,gru", plot=True)
         assert [result["status"] for result in figures["results"]] == ["not finite", "not solved"]
         assert "the loss is not finite at step" in capsys.readouterr().out
 
@@ -307,7 +310,7 @@ class TestCommand:
             return step(trainer)
 
         monkeypatch.setattr(training.SequenceTrainer, "step", interrupted_step)
-        figures = run_task("adding", "--cell", "rnn,gru,lstm", status=130)
+        figures = run_task("adding", "--cell", "rnn,gru,lstm", status=130, plot=True)
         assert [result["status"] for result in figures["results"]] == ["not solved", "interrupted"]
         assert figures["results"][1]["last_step"] == 2
         assert (tmp_path / "plot.png").exists()

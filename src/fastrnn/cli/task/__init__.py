@@ -60,7 +60,7 @@ def _add_task(tasks: Any, name: str, task: Task) -> None:
         ("length", sizes.length, task.least_length, task.length),
         ("hidden", sizes.hidden, 1, "hidden units"),
         ("batch", sizes.batch, 1, "sequences in a batch"),
-        ("steps", sizes.steps, 1, "training steps at most"),
+        ("steps", sizes.steps, 1, "training steps at most, over which the learning rate falls to 0"),
     ):
         kind = functools.partial(natural_int, minimum=least)
         parser.add_argument(f"--{option}", type=kind, default=value, metavar="N", help=f"{what} (default: {value})")
