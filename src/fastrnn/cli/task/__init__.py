@@ -142,7 +142,7 @@ def _train(tqdm: Any, name: str, sizes: Sizes, problem: Problem, seed: int) -> d
     return {
         "cell": name,
         "title": recipe.cell.title,
-        "lr": recipe.lr,
+        "lr": trainer.optimizer.lr.lr,
         "parameters": sum(value.size for value in trainer.optimizer.params.values()),
         "status": outcome.status,
         "last_step": outcome.last_step,

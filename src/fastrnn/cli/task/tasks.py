@@ -32,11 +32,11 @@ class Recipe(NamedTuple):
     cell: Cell
     lr: float
     chrono: bool = False
-    """Whether the initial biases of its gates suit lags up to the task's (``fastrnn.initial``)."""
+    """Whether the initial biases of its gates are to suit the task's lag (``fastrnn.initial``)."""
 
-    def layer(self, inputs: int, hidden: int, lag: int, seed: int) -> Layer:
-        """The layer with its initial values."""
-        options = {"init": {"chrono": max(2, lag)}} if self.chrono else {}
+    def layer(self, inputs: int, hidden: int, lag: int | None, seed: int) -> Layer:
+        """The layer with its initial values, for a task of such a lag, or of none in particular."""
+        options = {"init": {"chrono": max(2, lag)}} if self.chrono and lag is not None else {}
         return self.cell.make(fastrnn, inputs, hidden, seed=seed, **options)
 
 
@@ -44,9 +44,9 @@ RECIPES = {
     "rnn": Recipe(CELLS["rnn"]._replace(title="Elman, tanh"), lr=1e-3),
     "irnn": Recipe(Cell("RNN", "IRNN", gates=1, options={"nonlinearity": "relu", "init": "identity"}), lr=1e-3),
     "cec": Recipe(CELLS["cec"]._replace(title="CEC, linear", options={"nonlinearity": "identity"}), lr=5e-3),
-    "lstm-original": Recipe(CELLS["lstm-original"], lr=5e-3),
-    "lstm": Recipe(CELLS["lstm"], lr=5e-3, chrono=True),
-    "gru": Recipe(CELLS["gru"], lr=5e-3, chrono=True),
+    "lstm-original": Recipe(CELLS["lstm-original"], lr=1e-2),
+    "lstm": Recipe(CELLS["lstm"], lr=1e-2, chrono=True),
+    "gru": Recipe(CELLS["gru"], lr=1e-2, chrono=True),
 }
 
 
@@ -133,8 +133,9 @@ def _chars(sizes: Sizes, seed: int, path: Path | None) -> Problem:
     symbols = len(text.alphabet)
 
     def make(recipe: Recipe) -> TextTrainer:
-        layer = recipe.layer(symbols, sizes.hidden, sizes.length, seed)
-        return TextTrainer(layer, text, sizes, seed, CosineDecay(recipe.lr, sizes.steps))
+        layer = recipe.layer(symbols, sizes.hidden, None, seed)
+        lr = CosineDecay(min(recipe.lr, language.LEARNING_RATE), sizes.steps)
+        return TextTrainer(layer, text, sizes, seed, lr)
 
     levels = {"uniform guess": math.log2(symbols), "current character alone": language.no_memory(text) * BITS}
     about = f"the next character of {path or 'Genesis and Exodus, King James Version'}, {symbols} different ones"
@@ -170,7 +171,7 @@ TASKS = {
         "MSE",
         "steps of a sequence",
         2,
-        Sizes(length=150, hidden=64, batch=32, steps=4000),
+        Sizes(length=150, hidden=32, batch=32, steps=5000),
         ("rnn", "irnn", "cec", "lstm", "gru"),
         _adding,
     ),
@@ -180,7 +181,7 @@ TASKS = {
         "MSE",
         "steps of a sequence",
         2,
-        Sizes(length=150, hidden=64, batch=32, steps=2000),
+        Sizes(length=150, hidden=32, batch=32, steps=3000),
         ("rnn", "irnn", "cec", "lstm", "gru"),
         _summing,
     ),
@@ -190,7 +191,7 @@ TASKS = {
         "nats/step",
         "the lag",
         1,
-        Sizes(length=50, hidden=128, batch=32, steps=3000),
+        Sizes(length=30, hidden=128, batch=32, steps=5000),
         ("rnn", "irnn", "cec", "lstm", "gru"),
         _copying,
     ),
