@@ -145,6 +145,30 @@ class TestFit:
         assert (run.status, run.last_step, run.held_out) == ("interrupted", 2, [1, 0.5])
 
 
+class TestRecipes:
+    @pytest.mark.parametrize("name", tasks.RECIPES)
+    def test_layer(self, name):
+        layer = tasks.RECIPES[name].layer(2, 5, 100, seed=1)
+        again = tasks.RECIPES[name].layer(2, 5, 100, seed=1)
+        assert (layer.input_size, layer.hidden_size, layer.num_layers) == (2, 5, 1)
+        for key, value in layer.params.items():
+            np.testing.assert_array_equal(value, again.params[key])
+
+    def test_chrono_is_of_the_lag(self):
+        """log u with u from U(1, lag - 1)."""
+        for lag, least, most in ((3, 0, math.log(2)), (1000, math.log(2), math.log(999))):
+            bias = tasks.RECIPES["lstm"].layer(2, 500, lag, seed=1).params["bias_ih_l0"][500:1000]
+            assert 0 <= bias.min() <= bias.max() <= most
+            assert bias.max() > least
+        tasks.RECIPES["lstm"].layer(2, 5, 1, seed=1)
+
+    def test_input_gate_of_1997(self):
+        params = tasks.RECIPES["lstm-original"].layer(2, 5, 100, seed=1).params
+        bias = params["bias_ih_l0"] + params["bias_hh_l0"]
+        assert (bias[:5] == -4).all()
+        assert (abs(bias[5:]) < 1).all()
+
+
 class TestSequenceTrainer:
     @pytest.mark.parametrize("draw", [sequences.adding, sequences.copying])
     def test_training_lowers_the_loss(self, draw):

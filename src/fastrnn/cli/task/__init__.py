@@ -171,7 +171,8 @@ def _print_setup(name: str, task: Task, sizes: Sizes, problem: Problem) -> None:
     if problem.success is not None:
         levels.append(f"success: below {problem.success:.4g}")
     say(f"{name:<9} {problem.about}")
-    say(f"training  {sizes.batch} sequences x {sizes.length} steps at a time, {sizes.hidden} hidden units, Adam")
+    say(f"sizes     {sizes.hidden} hidden units; {sizes.length} {task.length}")
+    say(f"training  at most {sizes.steps:,} steps of Adam, {sizes.batch} sequences at a time")
     say(f"measure   {task.measure}; {'; '.join(levels)}\n")
     say(f"{'cell':<16} {'parameters':>10} {'steps':>7} {'held-out ' + task.column:>18} {'seconds':>8}  outcome")
 
