@@ -90,6 +90,15 @@ class TestLevels:
         loss, _ = fastrnn.train.softmax_cross_entropy(logits, targets)
         assert loss.mean() == pytest.approx(sequences.no_memory(30), rel=1e-12)
 
+    def test_counts_alone_is_the_entropy_of_the_frequencies(self, rng):
+        symbols = sequences.copying(rng, 30, 20_000).targets[-10:]
+        frequencies = (symbols[..., np.newaxis] == np.arange(8)).mean(axis=0)
+        terms = np.log(frequencies, where=frequencies > 0, out=np.zeros_like(frequencies))
+        losses = -(frequencies * terms).sum(axis=1) * 10 / 50
+        standard_error = losses.std() / math.sqrt(20_000)
+        assert losses.mean() == pytest.approx(sequences.counts_alone(30), abs=5 * standard_error)
+        assert sequences.no_memory(30) - sequences.counts_alone(30) > 100 * standard_error
+
     def test_current_character_alone(self):
         codes = np.array([0, 1, 0, 1, 0, 1, 1])  # 0 is followed by 1 three times, 1 by 0 twice and by 1 once
         text = language.Text(["a", "b"], codes, np.array([0, 1, 1]))

@@ -51,7 +51,9 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     top = max(figures["levels"].values())
-    if figures["success"] is not None:
+    if figures["success"] is None:
+        axes.set_ylim(top=1.06 * top)
+    else:
         _draw_level(axes, "success", figures["success"], ":")
         axes.set_yscale("log")
         lowest = min((min(r["curve"]["held_out"], default=top) for r in figures["results"]), default=top)
@@ -65,8 +67,16 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
 
 def _draw_level(axes: Any, name: str, value: float, style: str) -> None:
     axes.axhline(value, color="0.35", linewidth=0.9, linestyle=style, zorder=1)
-    place = ("axes fraction", "data")
-    axes.annotate(f"{name} ({value:.3g})", (0.99, value * 1.02), xycoords=place, ha="right", va="bottom", fontsize=8)
+    axes.annotate(
+        f"{name} ({value:.3g})",
+        (0.99, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+    )
 
 
 def _draw_flows(axes: Any, results: list[dict[str, Any]]) -> None:

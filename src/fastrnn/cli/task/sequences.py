@@ -81,6 +81,18 @@ def no_memory(lag: int) -> float:
     return COPIED * math.log(SYMBOLS) / (lag + 2 * COPIED)
 
 
+def counts_alone(lag: int) -> float:
+    """The least cross entropy in ``copying``, in nats per step, of what knows how often each symbol came, and not when.
+
+    That is all that a sum over time can hold. A symbol that came k times out of 10 is then as likely as k / 10 at each
+    place, so what is left at a place is the mean entropy of these frequencies, ``log 10 - sum_k 8 p_k (k / 10) log k``
+    with k of Binomial(10, 1/8).
+    """
+    n, p = COPIED, 1 / SYMBOLS
+    known = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) * k / n * math.log(k) for k in range(1, n + 1))
+    return COPIED * (math.log(n) - SYMBOLS * known) / (lag + 2 * COPIED)
+
+
 def _values(rng: np.random.Generator, length: int, batch: int) -> NDArray[np.float32]:
     """Values from U(0, 1), and markers of 0: (T, B, 2)."""
     x = np.zeros((length, batch, 2), np.float32)

@@ -108,9 +108,10 @@ def _summing(sizes: Sizes, seed: int) -> Problem:
 
 
 def _copying(sizes: Sizes, seed: int) -> Problem:
-    level = sequences.no_memory(sizes.length)
+    no_memory = sequences.no_memory(sizes.length)
+    levels = {"no memory": no_memory, "which symbols, not their order": sequences.counts_alone(sizes.length)}
     about = f"{sequences.COPIED} symbols, to be repeated after a lag of {sizes.length} steps"
-    return _problem(sequences.copying, sizes, seed, about, {"no memory": level}, COPY_SUCCESS * level)
+    return _problem(sequences.copying, sizes, seed, about, levels, COPY_SUCCESS * no_memory)
 
 
 def _problem(
@@ -141,11 +142,11 @@ def _chars(sizes: Sizes, seed: int, path: Path | None) -> Problem:
 
     def make(recipe: Recipe) -> TextTrainer:
         layer = recipe.layer(symbols, sizes.hidden, None, seed)
-        lr = CosineDecay(min(recipe.lr, language.LEARNING_RATE), sizes.steps)
+        lr = CosineDecay(language.LEARNING_RATE, sizes.steps)
         return TextTrainer(layer, text, sizes, seed, lr)
 
     levels = {"uniform guess": math.log2(symbols), "current character alone": language.no_memory(text) * BITS}
-    about = f"the next character of {path or 'Genesis and Exodus, King James Version'}, {symbols} different ones"
+    about = f"the next character of {path.name if path else 'Genesis and Exodus'}, out of {symbols}"
     steps = min(FLOW_CHARACTERS, text.held_out.size)
     streams = min(FLOW_SEQUENCES, text.held_out.size // steps)
     codes = text.held_out[: steps * streams].reshape(streams, steps).T
