@@ -51,9 +51,7 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     top = max(figures["levels"].values())
-    if figures["success"] is None:
-        axes.set_ylim(top=1.06 * top)
-    else:
+    if figures["success"] is not None:
         _draw_level(axes, "success", figures["success"], ":")
         axes.set_yscale("log")
         lowest = min((min(r["curve"]["held_out"], default=top) for r in figures["results"]), default=top)
@@ -63,6 +61,8 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
         if all(abs(value - other) > 0.05 * top for other in drawn):  # not two lines on top of each other
             _draw_level(axes, name, value, "--")
             drawn.append(value)
+    if figures["success"] is None:
+        axes.set_ylim(top=1.06 * top)
 
 
 def _draw_level(axes: Any, name: str, value: float, style: str) -> None:
