@@ -47,7 +47,8 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
         if result["solved_at"] is not None:
             place = curve["step"].index(result["solved_at"])
             axes.plot(curve["step"][place], curve["held_out"][place], "o", color=colour, markersize=6)
-    axes.set(xlabel="training step", ylabel=f"{figures['measure']}, held out", title=figures["about"])
+    axes.set(xlabel="training step", ylabel=f"{figures['measure']}, held out")
+    axes.set_title(figures["about"].replace("$", r"\$"))  # which would begin a formula
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     top = max(figures["levels"].values())
