@@ -113,13 +113,16 @@ class Script:
         self.training, self.held_out = iter(training), iter(held_out)
 
     def step(self):
-        loss = next(self.training)
+        return self._next(self.training)
+
+    def _next(self, losses):
+        loss = next(losses)
         if isinstance(loss, BaseException):
             raise loss
         return loss
 
     def evaluate(self):
-        return next(self.held_out)
+        return self._next(self.held_out)
 
 
 def fit(training_losses, held_out, steps=100, every=2, success=0.1):
@@ -152,6 +155,11 @@ class TestFit:
     def test_interrupted(self):
         run = fit([1.0, 1.0, KeyboardInterrupt()], [1, 0.5])
         assert (run.status, run.last_step, run.held_out) == ("interrupted", 2, [1, 0.5])
+
+    @pytest.mark.parametrize(("loss", "status"), [(math.nan, "not finite"), (KeyboardInterrupt(), "interrupted")])
+    def test_ends_before_the_first_step(self, loss, status):
+        run = fit([], [loss])
+        assert (run.status, run.last_step, run.held_out, run.solved_at) == (status, 0, [], None)
 
 
 class TestRecipes:
@@ -310,6 +318,22 @@ class TestCommand:
         assert set(result["sample"]) <= set(VERSES)
         assert result["sample"] in capsys.readouterr().out
         assert figures["levels"]["uniform guess"] == pytest.approx(math.log2(len(set(VERSES))))
+
+    def test_chars_of_the_least_text(self, run_task, tmp_path):
+        path = tmp_path / "short.txt"
+        path.write_text("ab" * 50)
+        options = ["--text", path, "--length", 1, "--batch", 1]
+        assert run_task("chars", *options, plot=True)["levels"]["uniform guess"] == 1
+        path.write_text("ab" * 49)
+        assert main(["task", "chars", *map(str, options)]) == 2
+
+    def test_interrupted_at_once(self, run_task, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(training.SequenceTrainer, "evaluate", interrupt)
+        (result,) = run_task("adding", status=130, plot=True)["results"]
+        assert (result["status"], result["held_out"], result["last_step"]) == ("interrupted", None, 0)
 
     @pytest.mark.parametrize("name", tasks.TASKS)
     def test_same_seed_same_figures(self, name, run_task):

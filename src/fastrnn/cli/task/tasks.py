@@ -22,6 +22,7 @@ from .training import HELD_OUT, SequenceTrainer
 
 SUCCESS = 0.01  # of adding and sum: a mean squared error far below the variance of 1/6
 COPY_SUCCESS = 0.1  # of copy: this part of the cross entropy without a memory
+LEAST_TEXT = 100  # characters, some of which are held out
 FLOW_SEQUENCES, FLOW_CHARACTERS = 32, 150
 BITS = 1 / math.log(2)
 
@@ -138,7 +139,7 @@ def _problem(
 
 
 def _chars(sizes: Sizes, seed: int, path: Path | None) -> Problem:
-    text = language.load_text(path, needed=2 * sizes.batch * sizes.length)
+    text = language.load_text(path, needed=max(LEAST_TEXT, 2 * sizes.batch * sizes.length))
     symbols = len(text.alphabet)
 
     def make(recipe: Recipe) -> TextTrainer:

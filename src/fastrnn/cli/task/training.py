@@ -118,8 +118,8 @@ class Run:
 def fit(trainer: Trainer, steps: int, every: int, success: float | None, report: Callable[[Run], None]) -> Run:
     """Train for ``steps`` steps, or until success is firmly there; Ctrl-C and a loss that is not finite end it early.
 
-    Every ``every`` steps, and after the last one, the loss on what is held out is taken. ``report`` is called after
-    every step.
+    Every ``every`` steps, and after the last one, the loss on what is held out is taken. ``report`` is called
+    after every step.
     """
     run = Run(success=success)
     start = time.perf_counter()
@@ -127,23 +127,25 @@ def fit(trainer: Trainer, steps: int, every: int, success: float | None, report:
     try:
         # An overflow shows in the loss.
         with np.errstate(over="ignore", invalid="ignore"):
-            run.steps, run.training, run.held_out = [0], [None], [trainer.evaluate()]
-            for step in range(1, steps + 1):
-                since_check.append(trainer.step())
-                run.last_step = step
-                finite = math.isfinite(since_check[-1])
+            for step in range(steps + 1):
+                if step > 0:
+                    since_check.append(trainer.step())
+                    run.last_step = step
+                finite = all(map(math.isfinite, since_check[-1:]))
                 if finite and (step % every == 0 or step == steps):
                     loss = trainer.evaluate()
                     finite = math.isfinite(loss)
                     if finite:
                         run.steps.append(step)
-                        run.training.append(float(np.mean(since_check)))
+                        run.training.append(float(np.mean(since_check)) if since_check else None)
                         run.held_out.append(loss)
                         since_check.clear()
                 if not finite:
                     run.end = "not finite"
-                report(run)
-                if not finite or run.solved_at is not None:
+                    break
+                if step > 0:
+                    report(run)
+                if run.solved_at is not None:
                     break
     except KeyboardInterrupt:
         run.end = "interrupted"
@@ -173,6 +175,7 @@ def flow(layer: Any, x: NDArray, lags: Sequence[int], seed: int) -> list[float]:
         dstate = layer.backward(tape, dy, dstate).state
         dy = None
         whole = np.concatenate(dstate if isinstance(dstate, tuple) else (dstate,), axis=-1)[0]
-        norm = np.linalg.norm(whole.astype(np.float64), axis=-1)
-        ratios.append(float(np.sqrt(np.mean(np.square(norm / start)))))
+        with np.errstate(over="ignore", invalid="ignore"):  # of a gradient that explodes
+            norm = np.linalg.norm(whole.astype(np.float64), axis=-1)
+            ratios.append(float(np.sqrt(np.mean(np.square(norm / start)))))
     return ratios
