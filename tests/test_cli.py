@@ -196,7 +196,17 @@ class TestMain:
             main([])
         assert "COMMAND" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["info", "--help"], ["bench", "--help"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["demo", "--help"],
+            ["info", "--help"],
+            ["bench", "--help"],
+            ["task", "--help"],
+            ["task", "sum", "--help"],
+        ],
+    )
     def test_help(self, arguments, capsys):
         with pytest.raises(SystemExit, match="0"):
             main(arguments)
