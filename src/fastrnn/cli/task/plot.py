@@ -60,22 +60,23 @@ def _draw_losses(axes: Any, figures: dict[str, Any]) -> None:
     drawn: list[float] = []
     for name, value in figures["levels"].items():
         if all(abs(value - other) > 0.05 * top for other in drawn):  # not two lines on top of each other
-            _draw_level(axes, name, value, "--")
+            _draw_level(axes, name, value, "--", below=bool(drawn))
             drawn.append(value)
     if figures["success"] is None:
         axes.set_ylim(top=1.06 * top)
 
 
-def _draw_level(axes: Any, name: str, value: float, style: str) -> None:
+def _draw_level(axes: Any, name: str, value: float, style: str, below: bool = False) -> None:
+    """A line across, and its name above or below."""
     axes.axhline(value, color="0.35", linewidth=0.9, linestyle=style, zorder=1)
     axes.annotate(
         f"{name} ({value:.3g})",
         (0.99, value),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 1.5),
+        xytext=(0, -2 if below else 1.5),
         textcoords="offset points",
         ha="right",
-        va="bottom",
+        va="top" if below else "bottom",
         fontsize=8,
     )
 
