@@ -78,6 +78,7 @@ def _draw_level(axes: Any, name: str, value: float, style: str, below: bool = Fa
         ha="right",
         va="top" if below else "bottom",
         fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
     )
 
 
