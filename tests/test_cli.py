@@ -11,7 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import roofline
-from fastrnn.cli import common, demo, main
+from fastrnn.cli import common, demo, language, main
 from fastrnn.cli.text import load_text
 
 VERSES = "In the beginning God created the heaven and the earth.\nAnd God said, Let there be light.\n" * 40
@@ -53,8 +53,9 @@ class TestDemo:
 
     def test_training_lowers_the_loss(self):
         sizes = demo.QUICK
-        text = load_text(None, at_least=1)
-        trainer = demo.Trainer(fastrnn, "rnn", text, sizes, seed=0)
+        text = load_text(None, at_least=0)
+        layer = fastrnn.RNN(len(text.alphabet), sizes.hidden, seed=0)
+        trainer = language.Trainer(layer, text, sizes.batch, sizes.steps, seed=0)
         untrained = trainer.evaluate(text.held_out)
         assert untrained == pytest.approx(np.log(len(text.alphabet)), rel=0.05)
         for _ in range(300):
@@ -196,7 +197,17 @@ class TestMain:
             main([])
         assert "COMMAND" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["info", "--help"], ["bench", "--help"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--help"],
+            ["demo", "--help"],
+            ["info", "--help"],
+            ["bench", "--help"],
+            ["task", "--help"],
+            ["task", "sum", "--help"],
+        ],
+    )
     def test_help(self, arguments, capsys):
         with pytest.raises(SystemExit, match="0"):
             main(arguments)

@@ -26,7 +26,7 @@ from .weights import Weights
 BLOCK_ROWS = 128  # steps whose largest singular values are looked for together, so that the vectors fit a cache
 FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
 WITNESSES = 4
-TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1e-8, 32, 1000
+NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 0.1, 1e-8, 32, 1000
 #: Singular values below the first part of the largest are left out of a product; what becomes of them may grow to the
 #: second, which changes the largest by half its square, 5e-8.
 DROPPED, DISTRUSTED = 1e-5, 3e-4
@@ -65,12 +65,19 @@ def gradient_flow(
 gradient_flow.__doc__ = reference.gradient_flow.__doc__
 
 
+def flow_at_end(study, E):
+    """(B,), the norms of E, which has one element in a row at most."""
+    return np.abs(E[study.lengths, np.arange(len(study.lengths))]).max((1, 2), initial=0)
+
+
 def carousel(study, E):
     """Where J_t = I: gamma is 1, and the flow at every lag what it is at the end."""
     T, B = study.active.shape
     reached = np.arange(T + 1)[:, None] <= study.lengths
-    end = np.abs(E[study.lengths, np.arange(B)]).max((1, 2))  # E is diagonal
-    return {"gamma": study.masked(np.ones((T, B))), "flow": np.where(reached, end, np.nan)}
+    return {
+        "gamma": study.masked(np.ones((T, B))),
+        "flow": np.where(reached, flow_at_end(study, E), np.nan),
+    }
 
 
 class OneSteps:
@@ -81,14 +88,14 @@ class OneSteps:
         self.T, self.B = study.x.shape[:2]
         self.count = self.T * self.B
         self.widths = [s.shape[-1] for s in study.states]
-        self.before = [s[:-1].reshape(1, self.count, -1) for s in study.states]
+        self.before = [s[:-1].reshape(1, self.count, s.shape[-1]) for s in study.states]
         self.threads = config.get_num_threads()
 
     def steps(self, rows):
         """The batch and the record of so many of the first steps, or of those whose numbers t*B + b are given."""
         level, whole = self.level, isinstance(rows, int)
         batch = _core.Batch(1, rows) if whole else _core.Batch.gathered(rows, self.count)
-        arrays = [None if a is None else a.reshape(1, self.count, -1) for a in (level.x, level.y, level.kept)]
+        arrays = [None if a is None else a.reshape(1, self.count, a.shape[-1]) for a in (level.x, level.y, level.kept)]
         if whole:
             arrays = [None if a is None else a[:, :rows] for a in arrays]
             return batch, Record(*arrays, tuple(s[:, :rows] for s in self.before))
@@ -169,6 +176,7 @@ class OneSteps:
                 safe, compress_at = (k, product.copy()), 3 * compress_at // 2
                 product.compress()
             k -= 1
+        norms[lengths, np.arange(B)] = flow_at_end(self.study, E)  # without rounding
         return norms
 
     def grad_norm(self, E):
@@ -191,7 +199,7 @@ class OneSteps:
         if keep:
             parts = np.zeros((study.max_lag + 1, *gradient.shape))
         wanted = (Weights(None, gradient) if name == "weight_hh_l0" else Weights(gradient),)
-        ds = np.matmul(study.dy[:, :, None], E[1:])[:, :, 0].reshape(self.count, -1).astype(layer.dtype)
+        ds = np.matmul(study.dy[:, :, None], E[1:])[:, :, 0].reshape(self.count, E.shape[-1]).astype(layer.dtype)
         largest = np.abs(ds).max(initial=0)
         for lag in range(study.max_lag + 1):
             # What dy_{k+l} sends l steps back is the gradient of s_k, in the rows of the first T - l steps.
@@ -304,13 +312,14 @@ def largest_singular_values(gram, u, most):
     """
     values, vectors = np.zeros(len(u)), np.zeros_like(u)
     which = np.arange(len(u))
-    # The first direction is any, should the vector that is sought have nothing of the start.
-    direction = np.random.default_rng(len(u)).standard_normal(u.shape).astype(u.dtype)
-    basis = normalised(u)[:, None]  # (n, 1 to 3, S), orthonormal
+    # A little of all directions, should the vector that is sought have nothing of the start.
+    noise = normalised(np.random.default_rng(len(u)).standard_normal(u.shape))
+    basis = normalised(normalised(u) + NOISE * noise)[:, None]  # (n, 1 to 3, S), orthonormal
     images = gram(basis[:, 0], which)[:, None]
     value = inner(basis[:, 0], images[:, 0])
-    settled = np.full(len(u), -1)
+    settled = np.zeros(len(u), np.int64)
     for _ in range(most):
+        direction = normalised(images[:, 0] - value[:, None] * basis[:, 0], 1e-14 * value)
         for _ in range(2):  # to first order, and then to rounding
             inside = np.matmul(basis, direction[..., None]).swapaxes(1, 2)
             direction = normalised(direction - np.matmul(inside, basis)[:, 0], 1e-8)
@@ -319,7 +328,7 @@ def largest_singular_values(gram, u, most):
         small = np.matmul(basis, images.swapaxes(1, 2))
         eigenvalues, mix = np.linalg.eigh(small)  # which reads one triangle
         best, weights = eigenvalues[:, -1], mix[:, :, -1]
-        settled = np.where((best - value <= TOLERANCE * best) | (settled < 0), settled + 1, 0)
+        settled = np.where(best - value <= TOLERANCE * best, settled + 1, 0)
         value = np.maximum(best, 0)
         # The new vector, and the change: what it has beside the old one.
         change = weights.copy()
@@ -334,7 +343,6 @@ def largest_singular_values(gram, u, most):
             which, basis, images, value, settled = (array[left] for array in (which, basis, images, value, settled))
             if not len(which):
                 break
-        direction = normalised(images[:, 0] - value[:, None] * basis[:, 0], 1e-14 * value)
     values[which], vectors[which] = np.sqrt(value), basis[:, 0]
     found = np.ones(len(u), bool)
     found[which] = False

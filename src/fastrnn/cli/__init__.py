@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import fastrnn
 
-from . import bench, demo, flow, info
+from . import bench, demo, flow, info, task
 from .common import CliError
 
 __all__ = ["main"]
 
-COMMANDS = (demo, flow, info, bench)
+COMMANDS = (demo, flow, task, info, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

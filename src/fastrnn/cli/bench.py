@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import multiprocessing
 import os
@@ -41,6 +40,7 @@ from .common import (
     require,
     settle,
     thread_count,
+    write_json,
 )
 from .peers import LIBRARIES, OWN, candidates
 from .points import DEFAULT_SHAPES, GRID_CELLS, GRID_SHAPES, Point, Problem, Shape, points, special_points
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         "roofline": [],
         "results": [],
     }
-    _write(args.json, figures)  # find out before the measurements, not after them, that the file cannot be written
+    write_json(args.json, figures)  # find out before the measurements, not after them, that the file cannot be written
     print(f"{figures['machine']['processor']}, instruction set {figures['machine']['isa']}")
     print(", ".join(f"{LIBRARIES[name].title} {version or 'is not installed'}" for name, version in libraries.items()))
     print(f"{', '.join(CELLS[cell].title for cell in cells)}; {args.dtype}; medians of up to {args.repeat}")
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
                 for point in grid:
                     result = call(process, measure, threads, point, installed, args.dtype, args.repeat)
                     figures["results"].append(result)
-                    _write(args.json, figures)
+                    write_json(args.json, figures)
                     bar.write(_row(point, result))
                     bar.update()
     print(_LEGEND)
@@ -328,20 +328,3 @@ def _shapes(text: str) -> list[Shape]:
             raise argparse.ArgumentTypeError(f"expected TxBxIxH, four integers >= 1, got {part!r}")
         shapes.append(Shape(*map(int, sizes)))
     return shapes
-
-
-def _write(path: Path | None, figures: dict[str, Any]) -> None:
-    """Replace the file by one with these figures: whoever reads it finds the old ones or the new."""
-    if path is None:
-        return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            raise CliError(f"--json: cannot write {path}: not a regular file")
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise CliError(f"--json: cannot write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import importlib
 import importlib.resources
+import json
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,6 +108,23 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "caches": {level.name: level.size for level in roofline.levels()[:-1]},
     }
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Replace the file by one with these figures: whoever reads it finds the old ones or the new."""
+    if path is None:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            raise CliError(f"--json: cannot write {path}: not a regular file")
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise CliError(f"--json: cannot write {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def add_cell_argument(parser: argparse.ArgumentParser, cells: Iterable[str] = CELLS) -> None:

@@ -1,14 +1,6 @@
 """``fastrnn demo``: a character language model trained with the NumPy reference and with the kernels.
 
-The model reads a text character by character and predicts the next one (Elman 1990; Mikolov et al. 2010; Graves 2013)::
-
-    x_t = one-hot code of character t
-    h_t = a recurrent layer of x_t                          fastrnn.RNN, LSTM or GRU, or its reference
-    p_t = softmax(W h_t + b)                                fastrnn.train.Linear
-    J   = mean over t of -log p_t[character t + 1]          fastrnn.train.softmax_cross_entropy
-
-It is trained by truncated back-propagation through time: the state is carried from chunk to chunk, the
-gradient is not.
+The model and its training are those of ``language``.
 """
 
 from __future__ import annotations
@@ -17,7 +9,6 @@ import argparse
 import functools
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +18,10 @@ from numpy.typing import NDArray
 import fastrnn
 
 from .. import _core, reference
-from ..train import Adam, Linear, softmax_cross_entropy, text_batches
-from .common import (
-    CELLS,
-    add_cell_argument,
-    natural_int,
-    positive_int,
-    require,
-    settle,
-    thread_count,
-)
+from .common import CELLS, add_cell_argument, natural_int, positive_int, require, settle, thread_count
+from .language import LEARNING_RATE, TEMPERATURE, Trainer
 from .text import Text, load_text
 
-LEARNING_RATE = 4e-3
-MAX_GRAD_NORM = 1.0
-TEMPERATURE = 0.6
 SAME_LOSS = 1e-3  # float32 rounding, grown over the compared steps, stays far below this
 
 say = functools.partial(print, flush=True)
@@ -60,64 +40,6 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(hidden=256, batch=32, steps=64, compared_steps=30, seconds=60.0, sample=600)
 QUICK = Sizes(hidden=32, batch=8, steps=16, compared_steps=5, seconds=1.0, sample=120)
-
-
-class Trainer:
-    """A model, its optimiser and its place in the text; ``layers`` is fastrnn or fastrnn.reference."""
-
-    def __init__(self, layers: Any, cell: str, text: Text, sizes: Sizes, seed: int) -> None:
-        self.one_hot = np.eye(len(text.alphabet), dtype=np.float32)
-        self.layer = CELLS[cell].make(layers, len(text.alphabet), sizes.hidden, seed=seed)
-        self.head = Linear(sizes.hidden, len(text.alphabet), seed=seed)
-        self.optimizer = Adam(_named(self.layer.params, self.head.params), LEARNING_RATE)
-        self.batches = _endless_batches(text.training, sizes)
-        self.state = None
-        self.characters = 0
-        self.seconds = 0.0
-        self.layer_seconds = 0.0
-
-    def step(self) -> float:
-        """Train on the next chunk and return its mean loss in nats per character."""
-        start = time.perf_counter()
-        first, inputs, targets = next(self.batches)
-        x = self.one_hot[inputs]
-
-        layer_start = time.perf_counter()
-        h, self.state, tape = self.layer.forward(x, None if first else self.state)
-        self.layer_seconds += time.perf_counter() - layer_start
-
-        logits, head_tape = self.head.forward(h)
-        loss, dlogits = softmax_cross_entropy(logits, targets)
-        dlogits /= targets.size
-        head_grads = self.head.backward(head_tape, dlogits)
-
-        layer_start = time.perf_counter()
-        layer_grads = self.layer.backward(tape, head_grads.x)
-        self.layer_seconds += time.perf_counter() - layer_start
-
-        grads = _named(layer_grads.params, head_grads.params)
-        fastrnn.clip_grad_norm(grads, MAX_GRAD_NORM)
-        self.optimizer.step(grads)
-        self.characters += targets.size
-        self.seconds += time.perf_counter() - start
-        return float(loss.mean())
-
-    def evaluate(self, ids: NDArray[np.intp]) -> float:
-        """Mean loss, in nats per character, on a text read as one sequence."""
-        h, _ = self.layer(self.one_hot[ids[:-1], np.newaxis])
-        loss, _ = softmax_cross_entropy(self.head(h)[:, 0], ids[1:])
-        return float(loss.mean())
-
-    def sample(self, code: int, length: int, seed: int) -> Iterator[int]:
-        """Codes of ``length`` characters that the model writes after ``code``, one step at a time."""
-        rng = np.random.default_rng(seed)
-        layer = self.layer.frozen()
-        state = None
-        for _ in range(length):
-            h, state = layer.step(self.one_hot[[code]], state)
-            logits = self.head(h)[0] / TEMPERATURE
-            code = int(np.argmax(logits + rng.gumbel(size=logits.size)))  # a draw from softmax(logits)
-            yield code
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -158,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         sizes = sizes._replace(seconds=args.seconds)
     text = load_text(args.text, at_least=2 * sizes.batch * sizes.steps)
     threads = args.threads or fastrnn.get_num_threads()
-    numpy_trainer, trainer = (Trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn))
+    numpy_trainer, trainer = (_trainer(layers, args.cell, text, sizes, args.seed) for layers in (reference, fastrnn))
     trainer.layer.load_state_dict(numpy_trainer.layer.state_dict())
     _print_setup(args, sizes, text, trainer, threads)
 
@@ -189,6 +111,12 @@ def run(args: argparse.Namespace) -> int:
         say(f"\nThe loss curves differ by more than {SAME_LOSS:g}: the kernels and the reference disagree.")
         return 1
     return 0
+
+
+def _trainer(layers: Any, cell: str, text: Text, sizes: Sizes, seed: int) -> Trainer:
+    """A model with a layer of ``layers``: fastrnn or fastrnn.reference."""
+    layer = CELLS[cell].make(layers, len(text.alphabet), sizes.hidden, seed=seed)
+    return Trainer(layer, text, sizes.batch, sizes.steps, seed)
 
 
 def _print_setup(args: argparse.Namespace, sizes: Sizes, text: Text, trainer: Trainer, threads: int) -> None:
@@ -249,20 +177,6 @@ def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
         say(f"   {name:<24} {slow:>12,.0f} {fast:>12,.0f} {fast / slow:>7.2f}x")
     say("   (recurrent layer: its forward and backward calls; the whole step adds one-hot codes, head, loss,")
     say("   gradient clipping and Adam: the same NumPy code in both, on one thread beside the kernels)")
-
-
-def _endless_batches(ids: NDArray, sizes: Sizes) -> Iterator[tuple[bool, NDArray, NDArray]]:
-    """Chunks of one pass over the text after another: is it the first of its pass, inputs, targets."""
-    while True:
-        for place, (inputs, targets) in enumerate(text_batches(ids, sizes.batch, sizes.steps)):
-            yield place == 0, inputs, targets
-
-
-def _named(layer: dict[str, NDArray], head: dict[str, NDArray]) -> dict[str, NDArray]:
-    """The arrays of both parts of the model under one name each."""
-    return {f"layer.{name}": value for name, value in layer.items()} | {
-        f"head.{name}": value for name, value in head.items()
-    }
 
 
 def _seconds(text: str) -> float:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import fastrnn
 
 from .. import flowplot, storage
-from ..gradientflow import GradientFlow
 from ..flow import gradient_flow
+from ..gradientflow import GradientFlow
 from ..train import Linear, softmax_cross_entropy
 from .common import CliError, natural_int, positive_int, require
 from .text import Text, load_text
