@@ -81,7 +81,9 @@ def draw_laid_out(row, backend, layout, rng, dtype=np.float64, **options):
 
 def inner(a, b, valid=None):
     """The sum of the products, and of their magnitudes, which bounds how it rounds."""
-    terms = [(p * q if valid is None or i else (p * q)[valid]).ravel() for i, (p, q) in enumerate(zip(a, b, strict=True))]
+    terms = [
+        (p * q if valid is None or i else (p * q)[valid]).ravel() for i, (p, q) in enumerate(zip(a, b, strict=True))
+    ]
     terms = np.concatenate(terms).astype(np.float64)
     return terms.sum(), np.abs(terms).sum()
 
@@ -158,7 +160,9 @@ def test_kernels_and_reference(isa, dtype, row, layout, bidirectional, rng):
 )
 def test_sizes(isa, threads, row, dims, rng):
     steps, batch, inputs, hidden, layers, directions = dims
-    layer = enliven(make(row, reference, inputs, hidden, layers, bidirectional=directions == 2, dtype=np.float64), row, rng)
+    layer = enliven(
+        make(row, reference, inputs, hidden, layers, bidirectional=directions == 2, dtype=np.float64), row, rng
+    )
     kernels = twin(layer, row, fastrnn, inputs, hidden, layers, bidirectional=directions == 2, dtype=np.float64)
     x, dx = (normal(rng, (steps, batch, inputs)) for _ in range(2))
     dstart = normal_like(rng, layer(x[:1])[1])

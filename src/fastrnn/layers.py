@@ -346,7 +346,9 @@ class Layer(Inference):
         batch = self._batch_of(tape)
         if dy is not None:
             dy = checks.shaped_array(dy, "dy", tape._shape, self.dtype)
-        clip = 0.0 if clip_step is None else checks.greater_than_zero(clip_step, "clip_step")
+        clip = 0.0
+        if clip_step is not None:  # the dtype may hold less
+            clip = min(checks.greater_than_zero(clip_step, "clip_step"), float(np.finfo(self.dtype).max))
         params = {name: np.empty_like(value) for name, value in self.params.items()}
         gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
