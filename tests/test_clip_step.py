@@ -324,7 +324,7 @@ def test_with_lengths_each_sequence_as_if_alone(backend, row, rng):
 def test_limits_that_are_none(backend, row, value):
     layer = make(row, backend, INPUTS, HIDDEN)
     tape = layer.forward(np.ones((2, 1, INPUTS)))[2]
-    with pytest.raises(ValueError, match="^clip_step: expected a finite number > 0, got "):
+    with pytest.raises(ValueError, match=r"^clip_step: expected a finite number > 0, got "):
         layer.backward(tape, clip_step=value)
 
 
@@ -333,5 +333,5 @@ def test_limits_that_are_no_numbers(backend, value):
     layer = backend.GRU(INPUTS, HIDDEN)
     tape = layer.forward(np.ones((2, 1, INPUTS)))[2]
     refused(lambda: layer.backward(tape, clip_step=value), "clip_step")
-    with pytest.raises(TypeError, match="^clip_step: expected a number, got "):
+    with pytest.raises(TypeError, match=r"^clip_step: expected a number, got "):
         layer.backward(tape, clip_step=value)
