@@ -282,7 +282,7 @@ cdef class Batch:
             rows.time_step, rows.sequence_step = width, 0
             rows.starts = <const int64_t *>cnp.PyArray_DATA(self.starts)
         elif self.batch_first:
-            rows.time_step, rows.sequence_step = width, self.T * width
+            rows.time_step, rows.sequence_step = width, (self.T if self.whole is None else self.whole.T) * width
         else:
             rows.time_step, rows.sequence_step = self.B * width, width
         return 0

@@ -237,7 +237,7 @@ class Layer(Inference):
             if k > 0 and self.dropout > 0:
                 mask = (rng or self._dropout_rng).random(x.shape, np.float32) >= self.dropout
                 mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
-                x = x * mask
+                x = np.multiply(x, mask, out=None if every is None else x)  # with checkpoints nothing else reads it
             own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
             packed = [engine.pack(self._weights[k], threads, backward=back) for back in (False, True)]
             level = Level(engine, *packed, x, mask, own[0], self._output_width)
@@ -305,21 +305,22 @@ class Layer(Inference):
         D, L, H = self.num_directions, self.num_layers, self.hidden_size
         rows = T * B
         state = D * B * sum(self._state_widths[part] for part in self._states)
-        reals = rows * self._output_width + sum(value.size for value in self.params.values())
-        extra, passing = 0, []  # bytes of the engines; reals that backward needs layer by layer
+        reals, extra = rows * self._output_width + sum(value.size for value in self.params.values()), 0
         for k, engine in enumerate(self._engines):
-            record = D * engine.kept * H + self._output_width
+            record, dropped = D * engine.kept * H + self._output_width, k > 0 and self.dropout > 0
             begins = [0] if every is None else window_begins(engine, batch, every)
             steps = max(end - begin for begin, end in zip(begins, [*begins[1:], T], strict=True))
             packed, workspaces = engine.sizes(batch if every is None else batch.window(0, steps), threads)
             extra += sum(packed) + sum(workspaces)
-            inputs = rows * self._input_size_of(k)
-            reals += inputs * (1 + (k > 0 and self.dropout > 0)) + state * (len(begins) + 1)
-            if every is None:
-                reals += rows * (record - (self._output_width if k < L - 1 else 0))
-            above = rows * self._output_width if k < L - 1 else 0
-            passing.append(inputs + above + (0 if every is None else steps * B * record))
-        return extra + (reals + max(passing)) * self.dtype.itemsize
+            # Its input, the masks of it and its gradient; an engine's memory is its own, though used at another time.
+            reals += rows * self._input_size_of(k) * (2 + dropped)
+            # At the begins; after the last step or a window, and the gradients.
+            reals += state * (len(begins) + 3)
+            if every is not None:
+                reals += steps * B * record
+            else:  # the output is the input of the next layer, if nothing of it is dropped
+                reals += rows * (record - (self._output_width if k < L - 1 and self.dropout == 0 else 0))
+        return extra + reals * self.dtype.itemsize
 
     def backward(
         self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None, *, clip_step: float | None = None
@@ -345,7 +346,9 @@ class Layer(Inference):
         batch = self._batch_of(tape)
         if dy is not None:
             dy = checks.shaped_array(dy, "dy", tape._shape, self.dtype)
-        clip = 0.0 if clip_step is None else checks.greater_than_zero(clip_step, "clip_step")
+        clip = 0.0
+        if clip_step is not None:  # the dtype may hold less
+            clip = min(checks.greater_than_zero(clip_step, "clip_step"), float(np.finfo(self.dtype).max))
         params = {name: np.empty_like(value) for name, value in self.params.items()}
         gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
@@ -362,7 +365,7 @@ class Layer(Inference):
                     part, level.packed_back, record, dy, before, dx, passed, weights, threads, add, clip
                 )
                 before, add = passed, True
-            dy = dx if level.mask is None else dx * level.mask
+            dy = dx if level.mask is None else np.multiply(dx, level.mask, out=dx)
         return Gradients(dx, self._pack_state(gradients_of_states), params)
 
     def jvp(self, tape: Tape, dx: ArrayLike | None = None, dstate: State = None) -> tuple[np.ndarray, State]:

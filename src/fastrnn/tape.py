@@ -47,11 +47,13 @@ class Level:
             return
         begins = [begin for begin, _ in self.checkpoints]
         parts = list(zip(self.checkpoints, [*begins[1:], batch.T], strict=True))
+        longest = max(end - begin for (begin, _), end in parts)
+        y, kept = (self._rows((longest, batch.B), width, False) for width in (self.width, self._kept_width))
         for (begin, states), end in reversed(parts) if back else parts:
             window = batch.window(begin, end)
-            y, kept = (self._rows((end - begin, batch.B), width, False) for width in (self.width, self._kept_width))
-            self._run(window, y, kept, states, threads, in_window=True)
-            yield window, Record(self.x, y, kept, states, True)
+            own = y[: end - begin], None if kept is None else kept[: end - begin]
+            self._run(window, *own, states, threads, in_window=True)
+            yield window, Record(self.x, *own, states, True)
 
     @property
     def _kept_width(self):
