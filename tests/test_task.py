@@ -226,44 +226,15 @@ class TestSequenceTrainer:
 
 
 class TestFlow:
-    LAGS = (1, 2, 7, 12)
+    def test_is_that_of_gradient_flow_by_lag(self, rng):
+        layer, x = fastrnn.GRU(2, 5, dtype=np.float64, seed=0), rng.random((12, 3, 2))
+        whole = fastrnn.gradient_flow(layer, x, np.zeros((12, 3, 5))).flow
+        assert training.flow(layer, x) == np.median(whole, axis=1)[::-1].tolist()
 
-    def test_that_of_a_carousel_is_one(self, rng):
-        layer = fastrnn.CEC(2, 5, seed=0)
-        assert training.flow(layer, rng.random((12, 3, 2)), self.LAGS, seed=0) == [1.0] * 4
-
-    def test_that_of_a_linear_network_is_a_power(self, rng):
-        layer = fastrnn.RNN(2, 5, nonlinearity="identity", dtype=np.float64, seed=0)
-        layer.params["weight_hh_l0"] = 0.5 * np.eye(5)
-        expected = [0.5**lag for lag in self.LAGS]
-        assert training.flow(layer, rng.random((12, 3, 2)), self.LAGS, seed=0) == pytest.approx(expected, rel=1e-12)
-
-    @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
-    def test_is_the_gradient_by_central_differences(self, rng, kind):
-        layer = getattr(fastrnn, kind)(2, 3, dtype=np.float64, seed=0)
-        x = rng.random((7, 1, 2))
-        (ratio,) = training.flow(layer, x, [4], seed=5)
-        direction = np.zeros((1, 3))
-        direction[...] = np.random.default_rng(5).standard_normal(direction.shape)
-        state = layer(x[:3])[1]
-        parts = [part.copy() for part in (state if kind == "LSTM" else (state,))]
-        gradient = []
-        for part in parts:
-            for place in np.ndindex(part.shape):
-                ends = []
-                for sign in (1, -1):
-                    part[place] += sign * 1e-6
-                    y, _ = layer(x[3:], tuple(parts) if kind == "LSTM" else parts[0])
-                    part[place] -= sign * 1e-6
-                    ends.append((y[-1] * direction).sum())
-                gradient.append((ends[0] - ends[1]) / 2e-6)
-        assert ratio == pytest.approx(np.linalg.norm(gradient) / np.linalg.norm(direction), rel=1e-6)
-
-    def test_lags(self):
-        assert task._lags(1) == [1]
-        lags = task._lags(150)
-        assert lags == sorted(set(lags))
-        assert (lags[0], lags[-1]) == (1, 150)
+    def test_of_states_that_overflow_there_is_none(self):
+        layer = fastrnn.RNN(1, 2, nonlinearity="identity", seed=0)
+        layer.params["weight_hh_l0"] = 1e20 * np.eye(2)
+        assert training.flow(layer, np.ones((9, 1, 1), np.float32)) == []
 
 
 @pytest.fixture
@@ -308,7 +279,7 @@ class TestCommand:
             assert len(result["curve"]["held_out"]) == len(result["curve"]["training"]) == result["last_step"] + 1
             assert result["held_out"] == result["curve"]["held_out"][-1] > 0
             assert result["status"] == ("done" if name == "chars" else "not solved")
-            assert len(result["flow"]["initial"]) == len(result["flow"]["trained"]) == len(result["flow"]["lag"])
+            assert len(result["flow"]["initial"]) == len(result["flow"]["trained"]) > 1
             assert (result["sample"] is not None) == (name == "chars")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

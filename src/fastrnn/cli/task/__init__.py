@@ -11,8 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import fastrnn
 
 from ..common import machine, natural_int, positive_int, require, thread_count, write_json
@@ -22,7 +20,6 @@ from .training import Run, fit, flow
 
 FORMAT = "fastrnn task 1"
 CHECKS = 40  # on what is held out, in the course of a training
-LAGS = 30  # of the flow of gradients
 SAMPLE = 300  # characters
 
 say = functools.partial(print, flush=True)
@@ -124,8 +121,7 @@ def _train(tqdm: Any, name: str, sizes: Sizes, problem: Problem, seed: int) -> d
     """Train one cell; what becomes of it."""
     recipe = RECIPES[name]
     trainer = problem.make(recipe)
-    lags = _lags(len(problem.probe))
-    flows = {"initial": _finite(flow(trainer.layer, problem.probe, lags, seed))}
+    flows = {"initial": _finite(flow(trainer.layer, problem.probe))}
     with tqdm(total=sizes.steps, desc=recipe.cell.title, unit="step", leave=False, disable=None) as bar:
 
         def report(run: Run) -> None:
@@ -135,7 +131,7 @@ def _train(tqdm: Any, name: str, sizes: Sizes, problem: Problem, seed: int) -> d
         outcome = fit(trainer, sizes.steps, math.ceil(sizes.steps / CHECKS), problem.success, report)
     sample = None
     if outcome.end != "not finite":
-        flows["trained"] = _finite(flow(trainer.layer, problem.probe, lags, seed))
+        flows["trained"] = _finite(flow(trainer.layer, problem.probe))
         if problem.text is not None:
             codes = trainer.sample(int(problem.text.held_out[0]), SAMPLE, seed)
             sample = "".join(problem.text.alphabet[code] for code in codes)
@@ -150,14 +146,9 @@ def _train(tqdm: Any, name: str, sizes: Sizes, problem: Problem, seed: int) -> d
         "held_out": outcome.held_out[-1] if outcome.held_out else None,
         "seconds": outcome.seconds,
         "curve": {"step": outcome.steps, "training": outcome.training, "held_out": outcome.held_out},
-        "flow": {"lag": lags, **flows},
+        "flow": flows,  # by lag, 0 to T
         "sample": sample,
     }
-
-
-def _lags(steps: int) -> list[int]:
-    """From 1 to ``steps``, closer together near 1."""
-    return sorted({round(lag) for lag in np.geomspace(1, steps, LAGS)})
 
 
 def _finite(values: list[float]) -> list[float | None]:

@@ -85,8 +85,7 @@ def _draw_level(axes: Any, name: str, value: float, style: str, below: bool = Fa
 def _draw_flows(axes: Any, results: list[dict[str, Any]]) -> None:
     for result in results:
         for when, style, width in (("initial", "--", 1), ("trained", "-", 1.8)):
-            values = result["flow"].get(when, [])
-            points = [(lag, value) for lag, value in zip(result["flow"]["lag"], values, strict=False) if value]
+            points = [(lag, value) for lag, value in enumerate(result["flow"].get(when, [])) if value]
             axes.plot(
                 [lag for lag, _ in points],
                 [value for _, value in points],
@@ -97,6 +96,6 @@ def _draw_flows(axes: Any, results: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_ylim(LEAST_FLOW, MOST_FLOW)
     axes.set_xlim(left=0)
-    axes.set(xlabel="steps back from the end", ylabel="gradient of the state / of the last output")
+    axes.set(xlabel="steps back from the end", ylabel="flow: norm of d(last output) / d(state)")
     axes.set_title("how far back a gradient gets (dashed: untrained)", fontsize=10.5)
     axes.grid(alpha=0.25)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -153,29 +153,12 @@ def fit(trainer: Trainer, steps: int, every: int, success: float | None, report:
     return run
 
 
-def flow(layer: Any, x: NDArray, lags: Sequence[int], seed: int) -> list[float]:
-    """How much of a gradient arrives ``lag`` steps before the end: the root mean square over the sequences of
-    ``|dJ/ds_{T-lag}| / |dJ/dy_T|``, where s is the whole state, h, c or both, and dJ/dy_T is drawn from a normal
-    distribution (Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991; Pascanu, Mikolov & Bengio, "On
-    the difficulty of training recurrent neural networks", 2013).
-
-    x is (T, B, I), and ``lags`` rise, from 1 to T at most. It takes one run forward and one back.
-    """
-    cuts = [len(x) - lag for lag in reversed(lags)] + [len(x)]
-    state = layer(x[: cuts[0]])[1]
-    tapes = []
-    for first, last in itertools.pairwise(cuts):
-        y, state, tape = layer.forward(x[first:last], state)
-        tapes.append(tape)
-    dy = np.zeros_like(y)
-    dy[-1] = np.random.default_rng(seed).standard_normal(dy[-1].shape)
-    start = np.linalg.norm(dy[-1].astype(np.float64), axis=-1)
-    dstate, ratios = None, []
-    for tape in reversed(tapes):
-        dstate = layer.backward(tape, dy, dstate).state
-        dy = None
-        whole = np.concatenate(dstate if isinstance(dstate, tuple) else (dstate,), axis=-1)[0]
-        with np.errstate(over="ignore", invalid="ignore"):  # of a gradient that explodes
-            norm = np.linalg.norm(whole.astype(np.float64), axis=-1)
-            ratios.append(float(np.sqrt(np.mean(np.square(norm / start)))))
-    return ratios
+def flow(layer: Any, x: NDArray) -> list[float]:
+    """How much of a gradient arrives 0 to T steps before the end: ``fastrnn.gradient_flow``'s flow, the median over the
+    sequences x (T, B, I). Empty if the states do not stay finite."""
+    nothing = np.zeros((*x.shape[:2], layer.hidden_size), layer.dtype)
+    try:
+        norms = fastrnn.gradient_flow(layer, x, nothing, max_lag=0).flow
+    except ValueError:
+        return []
+    return [float(value) for value in np.median(norms, axis=1)[::-1]]
