@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import flowplot, reference
+from fastrnn import reference
 from fastrnn.cli import flow as command
 from fastrnn.cli import main
 from fastrnn.cli.text import load_text
+from fastrnn.flow import plot
 
 VERSES = "In the beginning God created the heaven and the earth.\nAnd God said, Let there be light.\n" * 9
 ALPHABET = len(set(VERSES))
@@ -32,8 +33,8 @@ def run(*arguments):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """For tests of other things: a picture takes a second."""
-    monkeypatch.setattr(flowplot, "save_one", lambda flow, path: None)
-    monkeypatch.setattr(flowplot, "save_several", lambda flows, path, subtitle: None)
+    monkeypatch.setattr(plot, "save_one", lambda flow, path: None)
+    monkeypatch.setattr(plot, "save_several", lambda flows, path, subtitle: None)
 
 
 def is_picture(path):
@@ -89,7 +90,7 @@ class TestPlot:
 def test_flow_by_lag(rng):
     """Row k is k steps before each sequence's own end, and the bound is above the flow there."""
     flow = flow_of(fastrnn.RNN(4, 5, seed=0), rng, lengths=[30, 0, 7])
-    values, bound = flowplot.by_lag(flow), flowplot.bound_by_lag(flow)
+    values, bound = plot.by_lag(flow), plot.bound_by_lag(flow)
     for b, n in enumerate(flow.lengths):
         np.testing.assert_array_equal(values[: n + 1, b], flow.flow[: n + 1, b][::-1])
         assert np.isnan(values[n + 1 :, b]).all()
@@ -100,10 +101,10 @@ def test_flow_by_lag(rng):
 
 def test_shares(rng):
     flow = flow_of(fastrnn.RNN(4, 5, seed=0), rng)
-    share = flowplot.shares(flow)
+    share = plot.shares(flow)
     assert share.sum() == pytest.approx(1)
     np.testing.assert_allclose(share / share[0], flow.lag_gradient / flow.lag_gradient[0])
-    assert not flowplot.shares(flow_of(fastrnn.RNN(4, 5), rng, size=0)).any()
+    assert not plot.shares(flow_of(fastrnn.RNN(4, 5), rng, size=0)).any()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_shares(rng):
     ],
 )
 def test_labels_do_not_overlap(heights, want):
-    np.testing.assert_allclose(flowplot.spread(heights, 1, 0, 10), want)
+    np.testing.assert_allclose(plot.spread(heights, 1, 0, 10), want)
 
 
 class TestComparison:

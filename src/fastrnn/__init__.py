@@ -5,8 +5,8 @@ from ._core import version as __version__
 from .bptt import BPTT, bptt
 from .cells import CEC, GRU, LSTM, RNN, TDNN
 from .config import get_num_threads, set_num_threads, show_config
-from .flow import gradient_flow
-from .gradientflow import GradientFlow
+from .flow.products import gradient_flow
+from .flow.result import GradientFlow
 from .gradients import Gradients, clip_grad_norm
 
 __all__ = [

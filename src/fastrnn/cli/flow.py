@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 import fastrnn
 
-from .. import flowplot, storage
-from ..flow import gradient_flow
-from ..gradientflow import GradientFlow
+from .. import storage
+from ..flow import plot
+from ..flow.products import gradient_flow
+from ..flow.result import GradientFlow
 from ..train import Linear, softmax_cross_entropy
 from .common import CliError, natural_int, positive_int, require
 from .text import Text, load_text
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             subtitle = (
                 f"{args.hidden or 32} units, untrained; {args.steps} characters, median of {args.batch} sequences"
             )
-            flowplot.save_several(flows, args.out, subtitle)
+            plot.save_several(flows, args.out, subtitle)
         else:
             flows[args.model.name].plot(args.out)
         if args.json:
@@ -166,7 +167,7 @@ def _print_table(flows: dict[str, GradientFlow], steps: int) -> None:
     head = [f"{'':<{width(flows)}}", f"{'gamma':>8}", *(f"{f'flow at {lag}':>12}" for lag in lags), f"{'horizon':>8}"]
     print(" ".join(head) + "  verdict")
     for name, flow in flows.items():
-        by_lag = np.nanmedian(flowplot.by_lag(flow), axis=1)
+        by_lag = np.nanmedian(plot.by_lag(flow), axis=1)
         line = [f"{name:<{width(flows)}}", f"{np.nanmedian(flow.gamma):>8.3f}"]
         line += [f"{by_lag[lag]:>12.2e}" for lag in lags] + [f"{np.median(flow.horizon):>8g}"]
         print(" ".join(line) + f"  {flow.verdict}")

@@ -4,7 +4,7 @@ Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed change
 """
 
 from ..bptt import BPTT, bptt
-from ..gradientflow import GradientFlow
+from ..flow.result import GradientFlow
 from ..gradients import Gradients, clip_grad_norm
 from .cec import CEC
 from .flow import gradient_flow

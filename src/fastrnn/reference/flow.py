@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import checks, flowinput
-from ..flowinput import Level
-from ..gradientflow import GradientFlow
+from .. import checks
+from ..flow import study as studies
+from ..flow.result import GradientFlow
+from ..flow.study import Level
 from ..layers import Layer, State
 from .cec import CEC
 from .functions import FUNCTIONS
@@ -74,13 +75,13 @@ def gradient_flow(
         hold, the error names the first, by its layer, step, sequence and gate or state.
     """
     keep = checks.flag(lag_matrices, "lag_matrices")
-    study = flowinput.prepare(LAYERS, layer, x, dy, state, lengths, max_lag, level, direction)
+    study = studies.prepare(LAYERS, layer, x, dy, state, lengths, max_lag, level, direction)
     # Products over many steps may overflow.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         steps = OneSteps(study)
         J, E = steps.jacobians(), output_jacobians(study)
         parts = steps.lag_parts()
-        return flowinput.flow_of(
+        return studies.flow_of(
             study,
             gamma=study.masked(largest_singular_value(J)),
             flow=flow(J, E, study.lengths),

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checks
-from .gradientflow import GradientFlow
-from .layers import Layer, Tape
-from .reference.engine import Steps, part
+from .. import checks
+from ..layers import Layer, Tape
+from ..reference.engine import Steps, part
+from .result import GradientFlow
 
 
 class Level(NamedTuple):

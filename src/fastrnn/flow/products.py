@@ -16,12 +16,13 @@ import copy
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _core, cells, checks, config, flowinput
-from .gradientflow import GradientFlow
-from .layers import Layer, State
-from .reference import flow as reference
-from .tape import Record
-from .weights import Weights
+from .. import _core, cells, checks, config
+from ..layers import Layer, State
+from ..reference import flow as reference
+from ..tape import Record
+from ..weights import Weights
+from . import study as studies
+from .result import GradientFlow
 
 BLOCK_ROWS = 128  # steps whose largest singular values are looked for together, so that the vectors fit a cache
 FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
@@ -47,12 +48,12 @@ def gradient_flow(
     lag_matrices: bool = False,
 ) -> GradientFlow:
     keep = checks.flag(lag_matrices, "lag_matrices")
-    study = flowinput.prepare(LAYERS, layer, x, dy, state, lengths, max_lag, level, direction)
+    study = studies.prepare(LAYERS, layer, x, dy, state, lengths, max_lag, level, direction)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         steps, E = OneSteps(study), reference.output_jacobians(study)
-        own = steps if layer.dtype == np.float64 else OneSteps(flowinput.in_dtype(study, layer.dtype))
+        own = steps if layer.dtype == np.float64 else OneSteps(studies.in_dtype(study, layer.dtype))
         norms, parts = own.lag_parts(E, keep)
-        return flowinput.flow_of(
+        return studies.flow_of(
             study,
             **(carousel(study, E) if study.layer._states == ("c",) else steps.norms(E)),
             grad_norm=steps.grad_norm(E),
@@ -83,7 +84,7 @@ def carousel(study, E):
 class OneSteps:
     """Every step of every sequence as a sequence of one step, which begins with the state that the step began with."""
 
-    def __init__(self, study: flowinput.Level) -> None:
+    def __init__(self, study: studies.Level) -> None:
         self.study, self.level = study, study.tape._levels[0]
         self.T, self.B = study.x.shape[:2]
         self.count = self.T * self.B

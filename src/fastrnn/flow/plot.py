@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .gradientflow import VANISHED, GradientFlow
+from .result import VANISHED, GradientFlow
 
 COLOURS = ("#d1495b", "#e3a008", "#222222", "#1f6fb4", "#2a9d5c", "#7b4fa3", "#8c6d46", "#3aa6b9")
 INK, FAINT = "0.25", "0.88"

@@ -71,9 +71,9 @@ class GradientFlow:
         """Write a picture in the format of ``path``'s ending (png, pdf, svg): flow over lag, gamma at each step, the
         share of the gradient from each lag, the norm of the gradient and the gates' mean activity at each step. Of a
         batch it shows the median, and as a band from the least to the greatest. ImportError without matplotlib."""
-        from . import flowplot
+        from . import plot
 
-        flowplot.save_one(self, path)
+        plot.save_one(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as ``json.dumps`` takes it: arrays as lists, NaN as None, infinity as the string "Infinity". Fields
