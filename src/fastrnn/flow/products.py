@@ -96,7 +96,8 @@ class OneSteps:
         """The batch and the record of so many of the first steps, or of those whose numbers t*B + b are given."""
         level, whole = self.level, isinstance(rows, int)
         batch = _core.Batch(1, rows) if whole else _core.Batch.gathered(rows, self.count)
-        arrays = [None if a is None else a.reshape(1, self.count, a.shape[-1]) for a in (level.x, level.y, level.kept)]
+        arrays = (self.study.x, level.y, level.kept)  # not level.x, which holds nothing past a sequence's length
+        arrays = [None if a is None else a.reshape(1, self.count, a.shape[-1]) for a in arrays]
         if whole:
             arrays = [None if a is None else a[:, :rows] for a in arrays]
             return batch, Record(*arrays, tuple(s[:, :rows] for s in self.before))
