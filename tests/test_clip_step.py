@@ -320,6 +320,7 @@ def test_with_lengths_each_sequence_as_if_alone(backend, row, rng):
 # ---- Bad values. ----
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("value", [0, 0.0, -1.0, np.nan, np.inf, -np.inf], ids=str)
 def test_limits_that_are_none(backend, row, value):
     layer = make(row, backend, INPUTS, HIDDEN)

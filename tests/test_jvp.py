@@ -181,8 +181,9 @@ def test_none_is_a_direction_of_zeros(backend, row, zero, bidirectional, rng):
     dx = None if zero in ("dx", "both") else data["dx"]
     dstart = None if zero in ("dstart", "both") else data["dstart"]
     zeros = [np.zeros_like(data["dx"]), map_state(np.zeros_like, data["dstart"])]
-    want = tangents(layer, tape, zeros[0] if dx is None else dx, zeros[1] if dstart is None else dstart)
+    tangents(layer, tape, data["dx"], data["dstart"])  # of whose directions nothing is left
     got = tangents(layer, tape, dx, dstart)
+    want = tangents(layer, tape, zeros[0] if dx is None else dx, zeros[1] if dstart is None else dstart)
     assert all(np.array_equal(got[name], want[name]) for name in want)
     assert zero != "both" or not any(a.any() for a in got.values())
 
