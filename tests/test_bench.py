@@ -28,13 +28,16 @@ def skip_unless_installed(library):
         pytest.importorskip(package)
 
 
+OWN_WAYS = {"fastrnn", "fastrnn frozen", "fastrnn padded"}
+
+
 class TestPeers:
     @pytest.mark.parametrize("library", OTHERS)
     def test_each_agrees_where_it_takes_part(self, library):
         skip_unless_installed(library)
         for point in POINTS:
             problem = points.Problem(point, "float32", 1)
-            names = bench._clocks(problem, ["fastrnn", library]).keys() - {"fastrnn", "fastrnn padded"}
+            names = bench._clocks(problem, ["fastrnn", library]).keys() - OWN_WAYS
             absent = {"onnxruntime": point.backward, "jax": point.lengths is not None}.get(library)
             assert bool(names) == (not absent), point
             assert all(name.split()[0] == library for name in names)
@@ -43,6 +46,11 @@ class TestPeers:
     def test_ways_are_candidates_of_their_own(self):
         problem = points.Problem(points.Point("gru", SHAPE, "forward", lengths=LENGTHS), "float64", 1)
         assert list(peers.candidates(problem, peers.OWN)) == ["fastrnn", "fastrnn padded", "numpy", "numpy padded"]
+
+    def test_inference_with_frozen_weights_is_one_of_ours(self):
+        for pass_name, expected in (("forward", ["fastrnn", "fastrnn frozen", "numpy"]), ("forward+backward", None)):
+            problem = points.Problem(points.Point("gru", SHAPE, pass_name), "float64", 1)
+            assert list(peers.candidates(problem, peers.OWN)) == (expected or ["fastrnn", "numpy"])
 
     @pytest.mark.parametrize("wrong", ["y", "dx"])
     def test_disagreement_stops(self, monkeypatch, wrong):
@@ -83,7 +91,7 @@ class TestPeers:
             (cell, name) for cell in ("rnn", "gru") for name in points.PASSES[:2]
         ]
         forward, both = figures["results"][:2]
-        assert forward["seconds"].keys() == installed
+        assert forward["seconds"].keys() == installed | {"fastrnn frozen"}
         assert both["seconds"].keys() == installed - {"onnxruntime"}
         assert main(["bench", "--report", str(path), "--output", str(tmp_path / "no" / "where")]) == 2
         assert "--output: cannot write" in capsys.readouterr().err

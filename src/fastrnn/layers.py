@@ -239,9 +239,9 @@ class Layer(Inference):
                 mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
                 x = np.multiply(x, mask, out=None if every is None else x)  # with checkpoints nothing else reads it
             own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
-            packed = [engine.pack(self._weights[k], threads, backward=back) for back in (False, True)]
-            level = Level(engine, *packed, x, mask, own[0], self._output_width)
+            level = Level(engine, engine.pack(self._weights[k], threads), x, mask, own[0], self._output_width)
             y = self._record(level, batch, own[1], every, x_copy if k == 0 else None, k == self.num_layers - 1)
+            level.packed_back = engine.pack(self._weights[k], threads, backward=True)
             tape._levels.append(level)
             x = y
         return y, self._pack_state(new_states), tape

@@ -25,10 +25,10 @@ class Level:
 
     __slots__ = ("checkpoints", "engine", "kept", "mask", "packed", "packed_back", "states", "width", "x", "y")
 
-    def __init__(self, engine, packed, packed_back, x, mask, states, width):
-        self.engine, self.packed, self.packed_back = engine, packed, packed_back
-        self.x, self.mask, self.states, self.width = x, mask, states, width  # of y
-        self.y = self.kept = None
+    def __init__(self, engine, packed, x, mask, states, width):
+        self.engine, self.packed, self.x, self.mask, self.states = engine, packed, x, mask, states
+        self.width = width  # of y
+        self.packed_back = self.y = self.kept = None
         self.checkpoints = None  # or [(begin, states), ...]
 
     def record(self, batch, threads):

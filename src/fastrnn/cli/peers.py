@@ -55,6 +55,9 @@ def layer_calls(layers: ModuleType, problem: Problem) -> Candidates:
         yield "", Candidate(lambda: frozen.step(x_t, state), lambda result: (result[0],))
     elif lengths is None:
         yield "", calls(x, dy, lambda array: array)
+        if layers is fastrnn and not problem.point.backward:  # as the peers that prepare their weights beforehand
+            frozen = layer.frozen()
+            yield "frozen", Candidate(lambda: frozen(x), lambda result: (result[0],))
     else:
         yield "", calls(problem.ragged(x), problem.ragged(dy), problem.padded)
         yield "padded", calls(x, dy, lambda array: array)

@@ -62,6 +62,12 @@ class Row:
     def best_ratio(self) -> float:
         return self.ratios[self.best]
 
+    @property
+    def frozen_ratio(self) -> float | None:
+        """The best peer's to ours with weights prepared beforehand."""
+        frozen = self.ratios.get("fastrnn frozen")
+        return None if frozen is None else self.best_ratio / frozen
+
     def ratio(self, library: str) -> float | None:
         """To the fastest way of a library."""
         return min((ratio for name, ratio in self.ratios.items() if _library(name) == library), default=None)
@@ -143,14 +149,17 @@ def _heading(figures: dict[str, Any]) -> Iterator[str]:
         bandwidth = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in rates["bandwidth"].items())
         yield f"- {_threads(rates['threads'])}: peak {rates['peak'] / 1e9:.0f} GFLOP/s; reads, GB/s: {bandwidth}"
     yield ""
-    yield "A ratio is another library's time divided by ours: below 1 we are behind."
+    yield "A ratio is another library's time divided by ours: below 1 we are behind. Our time has the packing of the"
+    yield "weights in it, except in single steps; `fastrnn frozen` is `layer.frozen()`, which has packed them before."
 
 
 def _behind(rows: Sequence[Row]) -> Iterator[str]:
     behind = sorted((row for row in rows if row.best_ratio < 1), key=lambda row: row.best_ratio)
     yield f"\n## Behind the best peer: {len(behind)} of {len(rows)} points\n"
     for row in behind:
-        yield f"- {row.title}: {_title(row.best)} takes {row.best_ratio:.2f} of our time"
+        frozen = row.frozen_ratio
+        beside = "" if frozen is None else f", {frozen:.2f} of that with frozen weights"
+        yield f"- {row.title}: {_title(row.best)} takes {row.best_ratio:.2f} of our time{beside}"
     if not behind:
         yield "None."
 
@@ -170,6 +179,11 @@ def _means(rows: Sequence[Row]) -> Iterator[str]:
             for title, values, shown in (
                 ("ratio to the best peer, all points", [row.best_ratio for row in rows], _ratio),
                 ("ratio to the best peer, without variants", [row.best_ratio for row in plain], _ratio),
+                (
+                    "ratio to the best peer, forward with frozen weights",
+                    [row.frozen_ratio for row in rows if row.frozen_ratio is not None],
+                    _ratio,
+                ),
                 *(
                     (f"ratio to PyTorch, {CELLS[cell].layer} training", [r for r in ratios if r is not None], _ratio)
                     for cell, ratios in training.items()
