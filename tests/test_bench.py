@@ -217,6 +217,12 @@ class TestReport:
         )
         assert "| rnn | forward | 1 | 100x32x128x128 | 1.50 | 3.00 | 15.00 |" in text  # of the times without denormals
 
+    def test_frozen_weights_are_compared_beside(self):
+        figures = FIGURES | {"results": [result(fastrnn_frozen=0.8, pytorch=0.9), result(numpy=1.5)]}
+        text = report.markdown(figures, report._rows("", figures))
+        assert "1 thread: PyTorch takes 0.90 of our time, 1.12 of that with frozen weights\n" in text
+        assert "| ratio to the best peer, forward with frozen weights | 1 | 1.12 |" in text
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [
