@@ -149,11 +149,11 @@ INLINE void tangent_tile(const cell_shape s, const int variant, const int stage,
             if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
             if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
-            UNROLL for (int k = 0; k < s.kept; ++k) {
+            UNROLL for (int k = 0; k < KEPT; ++k) {
                 if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
             }
             equations(variant, stage, &v, &at);
-            UNROLL for (int k = 0; k < s.kept; ++k) {
+            UNROLL for (int k = 0; k < KEPT; ++k) {
                 if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
             }
             if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
