@@ -18,7 +18,7 @@
 #include "fastrnn.h"
 #include "threads.h"
 
-enum { MAX_WORKERS = 256, SPINS = 3000 };
+enum { MAX_WORKERS = 256, SPINS = 16000 };
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)

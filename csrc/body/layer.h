@@ -70,7 +70,9 @@ static int64_t cut_by_steps(const frnn_batch *batch, int i, int n) {
 /* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
  * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for a
  * barrier (about STEP_MACS multiply-adds for each worker), the hidden units. */
-enum { ROWS_EACH = 2, STEP_MACS = 1 << 15 };
+enum { ROWS_EACH = 2, ROWS_EACH_OF_LARGE = 4, STEP_MACS = 1 << 15 };
+/* Bytes of weights that a core's own cache no longer holds: then it is better to split them. */
+enum { LARGE = 1 << 20 };
 
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
     const int D = layer->directions;
@@ -78,7 +80,10 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     const share nothing = {.parts = 1};
     share s = {.end_direction = D, .parts = 1, .group = FRNN_GANG};
     int id = w->id, size = w->size;
-    if (B < ROWS_EACH * (int64_t)size && D > 1 && size > 1) {
+    const double weights =
+        (double)gates * (double)layer->hidden_size * (double)(layer->input_size + layer->hidden_size) * sizeof(real);
+    const int64_t rows_each = weights > LARGE ? ROWS_EACH_OF_LARGE : ROWS_EACH;
+    if (B < rows_each * size && D > 1 && size > 1) {
         const int gang = size / D;
         s.group = FRNN_GANG + id / gang;
         if (id / gang >= D) return nothing;
@@ -87,7 +92,7 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
         id %= gang;
         size = gang;
     }
-    if (B >= ROWS_EACH * (int64_t)size) {
+    if (B >= rows_each * size) {
         s.first = cut_by_steps(batch, id, size);
         s.end = cut_by_steps(batch, id + 1, size);
     } else {
