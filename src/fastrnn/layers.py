@@ -239,7 +239,8 @@ class Layer(Inference):
                 mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
                 x = np.multiply(x, mask, out=None if every is None else x)  # with checkpoints nothing else reads it
             own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
-            level = Level(engine, engine.pack(self._weights[k], threads), x, mask, own[0], self._output_width)
+            widths = self._output_width, self._kept_width(engine)
+            level = Level(engine, engine.pack(self._weights[k], threads), x, mask, own[0], *widths)
             y = self._record(level, batch, own[1], every, x_copy if k == 0 else None, k == self.num_layers - 1)
             level.packed_back = engine.pack(self._weights[k], threads, backward=True)
             tape._levels.append(level)
@@ -259,8 +260,7 @@ class Layer(Inference):
 
         y = empty(self._output_width)
         if every is None:
-            kept_width = self.num_directions * engine.kept * self.hidden_size
-            level.y, level.kept = y, empty(kept_width) if kept_width else None
+            level.y, level.kept = y, empty(level.kept_width) if level.kept_width else None
             y_copy = empty(self._output_width) if last else None
             engine.run_forward(
                 batch, level.packed, level.x, y, level.states, new_states, threads, level.kept, x_copy, y_copy
@@ -280,14 +280,17 @@ class Layer(Inference):
             level.x = x_copy
         return y
 
+    def _kept_width(self, engine):
+        return self.num_directions * engine.kept * self.hidden_size
+
     def _checkpoint_interval(self, every, budget, batch):
         if budget is not None:
             budget = checks.positive_integer(budget, "memory_budget")
         if isinstance(every, str):
             if every != "auto":
                 raise ValueError(f'checkpoint_every: expected a number of steps, "auto" or None, got {every!r}')
-            widths = [self.num_directions * engine.kept * self.hidden_size for engine in self._engines]
-            step = batch.B * self.dtype.itemsize * sum(width + self._output_width for width in widths)
+            record = sum(self._kept_width(engine) + self._output_width for engine in self._engines)
+            step = batch.B * self.dtype.itemsize * record
             state = batch.B * self.dtype.itemsize * self.num_directions * self.num_layers
             state *= sum(self._state_widths[part] for part in self._states)
             fits = batch.T * step <= (memory_available() // 2 if budget is None else budget)
@@ -302,12 +305,12 @@ class Layer(Inference):
         T, B = checks.integer_at_least(T, "T", 0), checks.integer_at_least(B, "B", 0)
         batch, threads = _core.Batch(T, B), config.get_num_threads()
         every = self._checkpoint_interval(checkpoint_every, None, batch)
-        D, L, H = self.num_directions, self.num_layers, self.hidden_size
+        D, L = self.num_directions, self.num_layers
         rows = T * B
         state = D * B * sum(self._state_widths[part] for part in self._states)
         reals, extra = rows * self._output_width + sum(value.size for value in self.params.values()), 0
         for k, engine in enumerate(self._engines):
-            record, dropped = D * engine.kept * H + self._output_width, k > 0 and self.dropout > 0
+            record, dropped = self._kept_width(engine) + self._output_width, k > 0 and self.dropout > 0
             begins = [0] if every is None else window_begins(engine, batch, every)
             steps = max(end - begin for begin, end in zip(begins, [*begins[1:], T], strict=True))
             packed, workspaces = engine.sizes(batch if every is None else batch.window(0, steps), threads)

@@ -23,11 +23,23 @@ class Record(NamedTuple):
 class Level:
     """One layer of the stack: its input, its packed weights, and its record or checkpoints."""
 
-    __slots__ = ("checkpoints", "engine", "kept", "mask", "packed", "packed_back", "states", "width", "x", "y")
+    __slots__ = (
+        "checkpoints",
+        "engine",
+        "kept",
+        "kept_width",
+        "mask",
+        "packed",
+        "packed_back",
+        "states",
+        "width",
+        "x",
+        "y",
+    )
 
-    def __init__(self, engine, packed, x, mask, states, width):
+    def __init__(self, engine, packed, x, mask, states, width, kept_width):
         self.engine, self.packed, self.x, self.mask, self.states = engine, packed, x, mask, states
-        self.width = width  # of y
+        self.width, self.kept_width = width, kept_width  # of y, and of what is kept
         self.packed_back = self.y = self.kept = None
         self.checkpoints = None  # or [(begin, states), ...]
 
@@ -35,7 +47,7 @@ class Level:
         """The whole of it."""
         if self.checkpoints is None:
             return Record(self.x, self.y, self.kept, self.states)
-        y, kept = (self._rows(self.x.shape[:-1], width, batch.padded) for width in (self.width, self._kept_width))
+        y, kept = (self._rows(self.x.shape[:-1], width, batch.padded) for width in (self.width, self.kept_width))
         self._run(batch, y, kept, self.states, threads)
         return Record(self.x, y, kept, self.states)
 
@@ -48,16 +60,12 @@ class Level:
         begins = [begin for begin, _ in self.checkpoints]
         parts = list(zip(self.checkpoints, [*begins[1:], batch.T], strict=True))
         longest = max(end - begin for (begin, _), end in parts)
-        y, kept = (self._rows((longest, batch.B), width, False) for width in (self.width, self._kept_width))
+        y, kept = (self._rows((longest, batch.B), width, False) for width in (self.width, self.kept_width))
         for (begin, states), end in reversed(parts) if back else parts:
             window = batch.window(begin, end)
             own = y[: end - begin], None if kept is None else kept[: end - begin]
             self._run(window, *own, states, threads, in_window=True)
             yield window, Record(self.x, *own, states, True)
-
-    @property
-    def _kept_width(self):
-        return self.engine.kept * self.states[-1].shape[0] * self.states[-1].shape[-1]
 
     def _rows(self, shape, width, padded):
         rows = self.engine.empty((*shape, width), self.x.dtype) if width else None

@@ -90,6 +90,7 @@ class OneSteps:
         self.count = self.T * self.B
         self.widths = [s.shape[-1] for s in study.states]
         self.before = [s[:-1].reshape(1, self.count, s.shape[-1]) for s in study.states]
+        self.y = np.empty((1, self.count, study.dy.shape[-1]), study.x.dtype)  # where outputs go that nobody asks for
         self.threads = config.get_num_threads()
 
     def steps(self, rows):
@@ -122,11 +123,10 @@ class OneSteps:
         return self.join(out)
 
     def on(self, v, at):
-        """J v for each row of v (n, S)."""
+        """J v for each row of v (n, S), at steps that were given by their numbers."""
         batch, record = at
         out = self.split(np.empty_like(v))
-        y = np.empty_like(record.y)
-        self.level.engine.run_jvp(batch, self.level.packed, record, None, self.split(v), y, out, self.threads)
+        self.level.engine.run_jvp(batch, self.level.packed, record, None, self.split(v), self.y, out, self.threads)
         return self.join(out)
 
     def norms(self, E):
