@@ -163,7 +163,7 @@ static void product_rows(const packing *p, const real *panels, const real *const
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
-            for (int64_t r = row + height; r < following; ++r) prefetch_row(rows[r], (int)divide_up(p->K, VL));
+            for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
             tile_kernels[height - 1][vecs - 1](p->K, rows + row, 1, panels + packed_panel(p, j),
                                                init + row * init_step + column, init_step, out + row * step + column,
                                                step);
@@ -223,7 +223,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                 const real *from[TILE_ROWS];
                 for (int r = 0; r < point.rows; ++r) {
                     from[r] = source[row + r] + at;
-                    prefetch_to_write(point.y[r] + point.y_at + point.unit, point.vecs);
+                    fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_kernels[point.rows - 1][vecs - 1](p->K, from, 1, c->packed + stage->R + packed_panel(p, j), init,

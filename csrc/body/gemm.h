@@ -95,6 +95,13 @@ INLINE void transpose(vec *row) {
     }
 }
 
+/* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart. They come
+ * to the second-level cache: the first one is full of the panel that streams through it. */
+INLINE void fetch_ahead(const real *p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(real)) __builtin_prefetch(p + i, 0, 2);
+}
+enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
+
 /* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
  * block[g] * units + j. */
 static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
@@ -109,9 +116,11 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                 const int64_t unit = (first_vector(p, panel) + u) * VL, column = g * units + u * VL;
                 const int64_t rows = least(VL, p->units - unit);
                 const real *row = w + (block[g] * p->units + unit) * step;
+                const real *next = unit + 2 * VL <= p->units ? row + VL * step : NULL;
                 for (int64_t k = 0; k < p->K; k += VL) {
                     const int64_t n = least(VL, p->K - k);
                     vec block[VL];
+                    if (next) fetch_ahead(next + k * VL, n * VL);
                     for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
                     transpose(block);
                     for (int i = 0; i < n; ++i) store_upto(out + (k + i) * width + column, block[i], width - column);
@@ -123,16 +132,6 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
 
 static const _Alignas(64) real zeros[TILE_VECS * VL];
 
-/* Rows that lie far apart are out of the hardware's sight: they are asked for this many rows ahead. */
-enum { AHEAD = 8 };
-INLINE void prefetch_row(const real *row, int vecs) {
-    for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL);
-}
-
-INLINE void prefetch_to_write(real *row, int vecs) {
-    for (int n = 0; n < vecs; ++n) __builtin_prefetch(row + n * VL, 1);
-}
-
 /* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
  * matrix + k * at. */
 static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
@@ -142,7 +141,7 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
     const int whole = (int)(columns / VL);
     for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
         const real *row = (rows ? rows[k] + at : matrix + k * at) + column;
-        if (rows && k + AHEAD < K) prefetch_row(rows[k + AHEAD] + at + column, vectors);
+        if (rows && k + ROWS_AHEAD < K) fetch_ahead(rows[k + ROWS_AHEAD] + at + column, vectors * VL);
         for (int u = 0; u < whole; ++u) v_store(packed + u * VL, v_load(row + u * VL));
         if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
     }

@@ -40,10 +40,10 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
                 const real *columns[TILE_ROWS];
                 for (int r = 0; r < height; ++r) {
                     columns[r] = delta + k * step + sum->first + g + r;
-                    prefetch_to_write(row_sum_out(sum, g + r) + column, vecs);
+                    fetch_ahead(row_sum_out(sum, g + r) + column, vecs * VL);
                 }
                 for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
-                    prefetch_row(sum->rows[k + r] + sum->column + column + vecs * VL, vecs);
+                    fetch_ahead(sum->rows[k + r] + sum->column + column + vecs * VL, vecs * VL);
                 }
                 tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
                 for (int r = 0; r < height; ++r) {
@@ -144,7 +144,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             for (int r = 0; r < height; ++r) {
                 rows[r] = v->delta + (m + r) * c->shape.step;
-                prefetch_to_write(v->chunk_dx[m + r] + column, vecs);
+                fetch_ahead(v->chunk_dx[m + r] + column, vecs * VL);
             }
             tile_kernels[height - 1][vecs - 1](W->K, rows, 1, v->packed + c->shape.W_at + packed_panel(W, j), zeros, 0,
                                                tile, vecs * VL);

@@ -217,6 +217,22 @@ INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, in
                                        zeros, 0, tile, vecs * VL);
 }
 
+/* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the step
+ * before, and c_t has been fetched as the c_{t-1} of the step after. */
+INLINE void fetch_recorded(const reverse_shape *f, const reverse_point *p) {
+    const cell_shape *s = &f->cell.shape;
+    const int64_t n = p->vecs * VL;
+    for (int r = 0; r < p->rows; ++r) {
+        if (s->y_in_reverse) fetch_ahead(p->at.y[r] + p->unit, n);
+        if (s->h_in_reverse) fetch_ahead(p->at.h[r] + p->unit, n);
+        if (s->c != NONE) fetch_ahead(p->at.c[r] + p->unit, n);
+        if (p->dy) fetch_ahead(p->dy[r] + p->unit, n);
+        for (int k = 0; k < s->kept; ++k) {
+            if (k != s->c) fetch_ahead(p->at.record[r] + k * p->H + p->unit, n);
+        }
+    }
+}
+
 /* One stage of step t, the one at hand, for positions [from, to) and the worker's panels: `deltas`, row by position, are those of
  * the following step or, in a second stage, of this one. Without them dh begins as the gradient of the last state. */
 static void reverse_stage_step(const reverse_call *c, int d, int i, const reverse_direction *v, int64_t t, int64_t from,
@@ -245,10 +261,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
             point.delta = rows->delta + p;
             point.direct = v->direct_rows + p;
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            for (int r = 0; r < point.rows; ++r) {
-                if (f->cell.shape.y_in_reverse) prefetch_row(point.at.y[r] + point.unit, point.vecs);
-                if (point.dy) prefetch_row(point.dy[r] + point.unit, point.vecs);
-            }
+            fetch_recorded(f, &point);
             if (deltas) {
                 dh_tile(c, i, v, p, point.rows, j, deltas, tile);
                 if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
