@@ -68,8 +68,7 @@ static context_shape context_shape_of(const frnn_layer *layer) {
     const int64_t I = layer->input_size, H = layer->hidden_size;
     context_shape f = {.W = packing_of(H, 1, 1, I), .V = packing_of(I, 1, 1, H)};
     f.rows = most(24, least(BLOCK_ROWS, 16384 / most(I, H))); /* the same for every instruction set */
-    const int64_t line = 64 / (int64_t)sizeof(real);
-    f.step = (divide_up(H, line) | 1) * line;
+    f.step = row_step(H);
     return f;
 }
 

@@ -19,7 +19,8 @@ typedef struct {
     forward_stage stage[2];
     int stages, projected;
     int kept, second; /* columns of the record; the one that the second stage takes */
-    int64_t width;    /* a row of pre-activations */
+    int64_t width;    /* a row of pre-activations, */
+    int64_t step;     /* and from one row to the next */
     int64_t p, p_step;
     int64_t size; /* a direction's packed weights */
 } forward_shape;
@@ -49,6 +50,7 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
         f.width += packed_width(&stage->x);
         f.size = stage->R + (int64_t)packed_size(&stage->h);
     }
+    f.step = row_step(f.width);
     f.p = f.size;
     f.p_step = f.stage[0].h.vectors * VL;
     f.size += s->peephole ? 3 * f.p_step : 0;
@@ -64,7 +66,7 @@ INLINE int64_t mapped_step(const frnn_layer *layer, const cell_shape *s) {
 }
 
 typedef struct {
-    real *a;                       /* pre-activations of the chunks of all workers, (rows, width) */
+    real *a;                       /* pre-activations of the chunks of all workers, (rows, step) */
     real *mapped;                  /* for each worker (forward_rows + B, mapped_step) */
     real *record;                  /* for each direction (B, kept * H): where nothing is kept for backward */
     real **rows;                   /* for each worker (forward_rows + B): a chunk's rows of x */
@@ -83,7 +85,7 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     const forward_shape f = forward_shape_of(layer);
     const int64_t B = batch->B, rows = forward_rows(&f);
     forward_space s = {0};
-    s.a = take_reals(a, (threads * rows + layer->directions * B) * f.width);
+    s.a = take_reals(a, (threads * rows + layer->directions * B) * f.step);
     s.mapped = take_reals(a, threads * (rows + B) * mapped_step(layer, &f.cell.shape));
     s.record = take_reals(a, layer->directions * B * f.kept * layer->hidden_size);
     s.rows = take_rows(a, threads * (rows + B));
@@ -193,7 +195,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
     const split tiles = tiles_of(rows);
-    forward_point point = {.stage = i, .keep = c->keep, .H = c->H, .a_step = f->width, .p_step = f->p_step};
+    forward_point point = {.stage = i, .keep = c->keep, .H = c->H, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * c->H : 0;
@@ -207,7 +209,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
         point.n = p->units - point.unit;
         for (int64_t m = 0; m < tiles.parts; ++m) {
             const int64_t row = split_at(&tiles, m);
-            real *tile = a + row * f->width + column;
+            real *tile = a + row * f->step + column;
             point.rows = (int)(split_at(&tiles, m + 1) - row);
             point.a = tile;
             point.h = (const real *const *)c->h + row;
@@ -227,7 +229,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_kernels[point.rows - 1][vecs - 1](p->K, from, 1, c->packed + stage->R + packed_panel(p, j), init,
-                                                       stage->x.gates > 0 ? f->width : 0, out, f->width);
+                                                       stage->x.gates > 0 ? f->step : 0, out, f->step);
             }
             if (i == 1 && f->projected) {
                 project_forward(&point);
@@ -314,7 +316,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
-    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * f.width;
+    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * f.step;
     real **chunk_rows = space->rows + w->id * (most_rows + B);
     real *mapped = space->mapped + w->id * (most_rows + B) * input_step;
     real *zero = space->zero + w->id * zero_width(layer, &f);
@@ -358,7 +360,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             if (W.gates == 0) continue;
             if (!inputs) W.K = 0;
             product_rows(&W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
-                         record ? zero : c.packed + stage->bias, 0, a + stage->column, f.width);
+                         record ? zero : c.packed + stage->bias, 0, a + stage->column, f.step);
         }
         macs += (double)count * (double)f.width * (double)(layer->input_size + H);
         poll(job, w, &macs);
@@ -382,7 +384,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 c.h[r] = c.y[r];
                 if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * H;
             }
-            step_a += rows * f.width;
+            step_a += rows * f.step;
             active = active_after(batch, active, step + 1);
             frnn_barrier(s->group, s->parts);
         }

@@ -24,6 +24,12 @@ INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
     return split_at(&s, i);
 }
 
+/* From row to row of n reals: an odd number of cache lines, so that those of a column do not fall into few sets of a cache. */
+INLINE int64_t row_step(int64_t n) {
+    const int64_t line = 64 / (int64_t)sizeof(real);
+    return (divide_up(n, line) | 1) * line;
+}
+
 /* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)),
  * column by column. Of the columns, `gates` have weights, for each k in turn. */
 typedef struct {

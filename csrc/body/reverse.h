@@ -52,9 +52,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     f.size = f.p_at + (s->peephole ? 3 * f.p_step : 0);
     /* Few enough that a chunk is over soon after Ctrl-C; from sizes alone, since the order of the sums depends on it. */
     f.rows = most(32, least(BLOCK_ROWS, CHUNK_MACS / (f.columns * (I + O))));
-    /* An odd number of cache lines, so that a column of deltas does not fall into few sets of a cache. */
-    const int64_t line = 64 / (int64_t)sizeof(real);
-    f.step = (divide_up(f.columns + (f.projected ? O : 0), line) | 1) * line;
+    f.step = row_step(f.columns + (f.projected ? O : 0));
     f.input_step = mapped_step(layer, s);
     return f;
 }
