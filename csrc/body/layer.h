@@ -49,22 +49,35 @@ INLINE int64_t active_before(const frnn_batch *batch, int64_t active, int64_t t,
     return active;
 }
 
-/* One worker's part of the time loop: directions, positions of sequences, and of the hidden units one part of `parts`. */
+/* One worker's part of the time loop: directions, positions of sequences (its part of them, of so many), and of the hidden
+ * units one part of `parts`. */
 typedef struct {
     int first_direction, end_direction;
     int64_t first, end;
+    int rows_part, rows_parts;
     int part, parts;
     int group; /* of the barrier at which the parts meet */
 } share;
 
-/* Where part i of n begins, when positions are shared out by their number of steps. */
-static int64_t cut_by_steps(const frnn_batch *batch, int i, int n) {
+/* How many of the steps [begin, end) position p has. */
+INLINE int64_t steps_within(const frnn_batch *batch, int64_t p, int64_t begin, int64_t end) {
+    return most(0, least(length_at(batch, p), end) - begin);
+}
+
+/* Where part i of n begins, when positions are shared out by their number of steps within [begin, end). */
+static int64_t cut_by_steps(const frnn_batch *batch, int64_t begin, int64_t end, int i, int n) {
     if (!batch->lengths || i == 0 || i == n) return part(i, n, batch->B);
     double steps = 0, before = 0;
-    for (int64_t p = 0; p < batch->B; ++p) steps += (double)length_at(batch, p);
+    for (int64_t p = 0; p < batch->B; ++p) steps += (double)steps_within(batch, p, begin, end);
     int64_t p = 0;
-    while (p < batch->B && before * n < steps * i) before += (double)length_at(batch, p++);
+    while (p < batch->B && before * n < steps * i) before += (double)steps_within(batch, p++, begin, end);
     return p;
+}
+
+/* Shares the positions out anew, by the steps [begin, end) alone: for workers that meet there and then. */
+static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t end) {
+    s->first = cut_by_steps(batch, begin, end, s->rows_part, s->rows_parts);
+    s->end = cut_by_steps(batch, begin, end, s->rows_part + 1, s->rows_parts);
 }
 
 /* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
@@ -77,8 +90,8 @@ enum { LARGE = 1 << 20 };
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
     const int D = layer->directions;
     const int64_t B = batch->B;
-    const share nothing = {.parts = 1};
-    share s = {.end_direction = D, .parts = 1, .group = FRNN_GANG};
+    const share nothing = {.rows_parts = 1, .parts = 1};
+    share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = FRNN_GANG};
     int id = w->id, size = w->size;
     const double weights =
         (double)gates * (double)layer->hidden_size * (double)(layer->input_size + layer->hidden_size) * sizeof(real);
@@ -93,16 +106,16 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
         size = gang;
     }
     if (B >= rows_each * size) {
-        s.first = cut_by_steps(batch, id, size);
-        s.end = cut_by_steps(batch, id + 1, size);
+        s.rows_part = id;
+        s.rows_parts = size;
     } else {
         const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
         const int useful = (int)least(size, most(1, (int64_t)(macs / STEP_MACS)));
         if (id >= useful) return nothing;
-        s.end = B;
         s.part = id;
         s.parts = useful;
     }
+    share_rows(&s, batch, 0, batch->T);
     return s;
 }
 

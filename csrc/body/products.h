@@ -29,6 +29,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
         next = least(to, (j + 1) * tiles.parts);
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
+        const int64_t next_column = column + vecs * VL, next_units = least(vecs * VL, p->units - next_column);
         for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, rows - k);
             const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
@@ -42,8 +43,8 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
                     columns[r] = delta + k * step + sum->first + g + r;
                     fetch_ahead(row_sum_out(sum, g + r) + column, vecs * VL);
                 }
-                for (int64_t r = split_at(&ahead, i); n > vecs * VL && r < split_at(&ahead, i + 1); ++r) {
-                    fetch_ahead(sum->rows[k + r] + sum->column + column + vecs * VL, vecs * VL);
+                for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
+                    fetch_ahead(sum->rows[k + r] + sum->column + next_column, next_units);
                 }
                 tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
                 for (int r = 0; r < height; ++r) {

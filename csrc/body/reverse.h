@@ -439,6 +439,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     c.first = !args->add;
     do { /* once at least: without any step the gradients are zero */
         const chunk k = chunk_before(&c.shape, batch, t, active);
+        share_rows(&c.share, batch, k.begin, t);
         for (int d = c.share.first_direction; d < c.share.end_direction; ++d) {
             reverse_steps(&c, d, &direction[d], t, k.begin, active);
         }
@@ -456,6 +457,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
         t = k.begin;
         active = k.active;
     } while (t > 0);
+    share_rows(&c.share, batch, 0, batch->T);
     for (int d = c.share.first_direction; d < c.share.end_direction; ++d)
         initial_gradient(&c, d, &direction[d], active);
 }
