@@ -72,3 +72,36 @@ def test_bad_limits_are_refused(grads, max_norm):
     with pytest.raises((ValueError, TypeError), match="max_norm"):
         fastrnn.clip_grad_norm(grads, max_norm)
     assert all(np.array_equal(g, before[name]) for name, g in grads.items())
+
+
+def test_squares_beyond_float64():
+    grads = {"a": np.full(10, 1e300), "b": np.full(6, 1e300)}
+    assert fastrnn.clip_grad_norm(grads, 1.0) == pytest.approx(4e300, rel=1e-14)
+    assert np.allclose(np.concatenate(list(grads.values())), 0.25, rtol=1e-14, atol=0)
+    assert fastrnn.clip_grad_norm({"a": np.full(16, 1e-300)}, 1.0) == pytest.approx(4e-300, rel=1e-14)
+
+
+def test_what_backward_returned(backend, rng):
+    layer = backend.RNN(3, 4, seed=0)
+    y, _, tape = layer.forward(rng.standard_normal((5, 2, 3)))
+    grads = layer.backward(tape, y)
+    size, dx = norm(grads.params), grads.x.copy()
+    assert fastrnn.clip_grad_norm(grads, size / 3) == pytest.approx(size, rel=1e-6)
+    assert norm(grads.params) == pytest.approx(size / 3, rel=1e-6)
+    assert np.array_equal(grads.x, dx)
+
+
+@pytest.mark.parametrize(
+    ("grads", "error"),
+    [
+        ([np.ones(2)], TypeError),
+        ({"a": np.ones(2), "b": [1.0]}, TypeError),
+        ({"a": np.ones(2), "b": np.ones(2, int)}, TypeError),
+        ({"a": np.ones(2), "b": np.broadcast_to(1.0, 2)}, ValueError),
+    ],
+)
+def test_gradients_that_cannot_be_scaled(grads, error):
+    with pytest.raises(error, match=r"^grads"):
+        fastrnn.clip_grad_norm(grads, 0.1)
+    if isinstance(grads, dict):
+        assert np.array_equal(grads["a"], np.ones(2))

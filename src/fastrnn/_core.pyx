@@ -44,15 +44,15 @@ def get_isa():
     return frnn_isa_name(chosen).decode()
 
 
-def set_isa(name):
+def set_isa(name, what="instruction set"):
     """Use the instruction set of this name from the next call on; ValueError if this processor does not run it."""
     global chosen
     if name not in isas():
-        raise ValueError(f"instruction set: expected one of {', '.join(isas())} on this processor, got {name!r}")
+        raise ValueError(f"{what}: expected one of {', '.join(isas())} on this processor, got {name!r}")
     chosen = frnn_isa_at(isas().index(name))
 
 
-set_isa(os.environ.get("FASTRNN_ISA") or isas()[0])
+set_isa(os.environ.get("FASTRNN_ISA") or isas()[0], "FASTRNN_ISA")
 
 
 def cells():

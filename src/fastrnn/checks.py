@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,11 +20,32 @@ def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
         return value
     try:
         value = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: of a tensor that records gradients
         raise ValueError(f"{name}: expected an array of real numbers, got {type(value).__name__}: {error}") from None
     if value.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
     return np.require(value, dtype, ("C", "A"))
+
+
+def writeable_arrays(value, name: str) -> Mapping[str, np.ndarray]:
+    """``value``, which maps names to floating-point arrays that can be changed in place."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to arrays, got {type(value).__name__}")
+    for key, array in value.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            given = getattr(array, "dtype", type(array).__name__)
+            raise TypeError(f"{name}[{key!r}]: expected a floating-point array, got {given}")
+        if not array.flags.writeable:
+            raise ValueError(f"{name}[{key!r}]: expected an array that can be changed in place, got a read-only one")
+    return value
+
+
+def random_generator(seed, name: str) -> np.random.Generator:
+    """A generator from a seed: None, an integer of at least 0, or what else numpy.random.default_rng takes."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: expected None, a generator or an integer of at least 0, got {seed!r}") from None
 
 
 def shaped_array(value, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

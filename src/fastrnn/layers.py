@@ -6,6 +6,7 @@ layer of the stack, which run one layer over one batch: the C kernels here, plai
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Mapping
@@ -78,8 +79,8 @@ class Layer(Inference):
         self._state_widths = {"h": output_size or self.hidden_size, "c": self.hidden_size}
         self._output_width = self.num_directions * self._state_widths["h"]
         self._zero_states = None, ()  # those of the last batch size, which calls only read
-        rng = np.random.default_rng(seed)
-        self.params = Parameters(
+        rng = checks.random_generator(seed, "seed")
+        self._params = Parameters(
             {
                 name: np.empty(checks.addressable(shape, name), self.dtype)
                 for k in range(self.num_layers)
@@ -91,6 +92,11 @@ class Layer(Inference):
         self._dropout_rng = rng.spawn(1)[0]
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
+
+    @property
+    def params(self) -> Parameters:
+        """The parameters by name, each the layer's own array: to be changed in place."""
+        return self._params
 
     @property
     def _layer(self):
@@ -303,6 +309,7 @@ class Layer(Inference):
         """Bytes that ``forward`` and ``backward`` of B sequences of T steps take at most, beside x and dy: the outputs,
         the tape, the gradients, packed weights and workspaces, with the present number of threads."""
         T, B = checks.integer_at_least(T, "T", 0), checks.integer_at_least(B, "B", 0)
+        checks.addressable((T, B), "T, B")
         batch, threads = _core.Batch(T, B), config.get_num_threads()
         every = self._checkpoint_interval(checkpoint_every, None, batch)
         D, L = self.num_directions, self.num_layers
@@ -433,6 +440,16 @@ class Layer(Inference):
         }
         self.params.update(arrays)
 
+    # Copies, which pickle makes as well: built anew from the options, with random masks to come from the same place.
+
+    def __reduce__(self):
+        built = _rebuilt, (type(self), self.input_size, self.hidden_size, self._options())
+        return *built, (self.state_dict(), copy.deepcopy(self._dropout_rng))
+
+    def __setstate__(self, state):
+        params, self._dropout_rng = state
+        self.load_state_dict(params)
+
     # The options, for people and for files.
 
     def save(self, path: str | os.PathLike) -> None:
@@ -468,3 +485,7 @@ class Layer(Inference):
                 value = getattr(self, name)
                 options[name] = value.name if name == "dtype" else value
         return options
+
+
+def _rebuilt(cls, input_size, hidden_size, options):
+    return cls(input_size, hidden_size, **options)

@@ -3,7 +3,8 @@
 All steps of all sequences are one batch of sequences of one step, whose products J^T u (``back``) and J v (``on``) are
 kernels. With E_t = d y_t / d s_t:
 
-- gamma_t, the largest singular value of J_t, by an iteration on J J^T, for all steps at once;
+- gamma_t, the largest singular value of J_t, by an iteration on J J^T, for all steps at once, or for small states from
+  J J^T itself;
 - flow[k] = || E_end J_end ... J_{k+1} ||_2: the rows of the product go back step by step, and the iteration for its
   largest singular value goes on from that of the step after;
 - the part of the gradient that arrives through exactly l steps: dy of all steps at once, taken back l times.
@@ -27,7 +28,10 @@ from .result import GradientFlow
 BLOCK_ROWS = 128  # steps whose largest singular values are looked for together, so that the vectors fit a cache
 FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
 WITNESSES = 4
-NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 0.1, 1e-8, 32, 1000
+DENSE = 32  # rows up to which A A^T is formed whole: all its eigenvalues cost no more than an iteration
+# Where another singular value is near, a start with little of the sought vector looks settled for a while: so much of
+# it is random, and so little may a step gain, that this has a chance of 1e-4 at most.
+NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1, 1e-10, 48, 1000
 #: Singular values below the first part of the largest are left out of a product; what becomes of them may grow to the
 #: second, which changes the largest by half its square, 5e-8.
 DROPPED, DISTRUSTED = 1e-5, 3e-4
@@ -135,6 +139,15 @@ class OneSteps:
     def gamma(self):
         """(T, B)"""
         values = np.zeros(self.count)
+        rows, late = np.flatnonzero(self.study.active), []
+        blocks = np.array_split(rows, -(-len(rows) // BLOCK_ROWS)) if len(rows) else []
+        if sum(self.widths) <= DENSE:
+            for block in blocks:
+                at = self.steps(block)
+                units = np.eye(sum(self.widths))
+                columns = [self.on(self.back(np.tile(unit, (len(block), 1)), at), at) for unit in units]
+                values[block] = np.sqrt(np.maximum(np.linalg.eigvalsh(np.stack(columns, 2))[:, -1], 0))
+            return values.reshape(self.T, self.B)
         u = np.random.default_rng(0).standard_normal((self.B, sum(self.widths)))
         vectors = np.empty((self.count, sum(self.widths)))
 
@@ -148,8 +161,7 @@ class OneSteps:
 
         # Some steps at a time, whose vectors fit a cache and begin as those of the steps before. The few that take long
         # are left for the end.
-        rows, late = np.flatnonzero(self.study.active), []
-        for block in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)) if len(rows) else []:
+        for block in blocks:
             late.append(search(block, u[block % self.B], MANY_ITERATIONS))
             u[block % self.B] = vectors[block]  # of each sequence its last step's stays
         late = np.concatenate(late) if late else rows
@@ -279,7 +291,11 @@ class Product:
             rows = kept if len(which) == len(kept) else kept[which]
             return np.matmul(rows, np.matmul(u[:, None], rows).swapaxes(1, 2))[..., 0]
 
-        self.values, self.vectors, _ = largest_singular_values(gram, self.vectors, MOST_ITERATIONS)
+        if kept.shape[1] <= DENSE:
+            squares, vectors = np.linalg.eigh(np.matmul(kept, kept.swapaxes(1, 2)))
+            self.values, self.vectors = np.sqrt(np.maximum(squares[:, -1], 0)), vectors[:, :, -1]
+        else:
+            self.values, self.vectors, _ = largest_singular_values(gram, self.vectors, MOST_ITERATIONS)
         return np.ldexp(self.values, self.exponent)
 
     def compress(self):

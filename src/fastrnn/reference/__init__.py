@@ -1,9 +1,13 @@
 """The same classes and functions in plain NumPy, written to be read.
 
-Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed changes, and nothing else.
+Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed changes, and nothing else. Threads are those
+of NumPy: ``set_num_threads`` acts on the kernels alone.
 """
 
+from .. import convert, initial, train
+from .._core import version as __version__
 from ..bptt import BPTT, bptt
+from ..config import get_num_threads, set_num_threads, show_config
 from ..flow.result import GradientFlow
 from ..gradients import Gradients, clip_grad_norm
 from .cec import CEC
@@ -22,7 +26,14 @@ __all__ = [
     "TDNN",
     "GradientFlow",
     "Gradients",
+    "__version__",
     "bptt",
     "clip_grad_norm",
+    "convert",
+    "get_num_threads",
     "gradient_flow",
+    "initial",
+    "set_num_threads",
+    "show_config",
+    "train",
 ]

@@ -42,10 +42,11 @@ def gradient_flow(
     whether they vanish or explode (Hochreiter 1991; Bengio, Simard & Frasconi, IEEE Trans. Neural Networks 5, 1994;
     Pascanu, Mikolov & Bengio, ICML 2013).
 
-    It is the flow of inference, without dropout, and computed in float64 whatever the layer's dtype. Of a stack it is
-    that of one layer, given what comes up to it from the layers below and what ``backward`` brings down to it from
-    those above. The results are time-major whatever the layout of x. The reverse direction reads a sequence from its
-    last step to its first, and its steps are counted in that order: flow[0] is then about the end of the sequence.
+    It is the flow of inference, without dropout, and computed in float64 whatever the layer's dtype, but for the parts
+    by lag, which may be taken in the layer's own. Of a stack it is that of one layer, given what comes up to it from
+    the layers below and what ``backward`` brings down to it from those above. The results are time-major whatever the
+    layout of x. The reverse direction reads a sequence from its last step to its first, and its steps are counted in
+    that order: flow[0] is then about the end of the sequence.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ def ragged_batches(
     """
     batch_size = checks.positive_integer(batch_size, "batch_size")
     size = batch_size * checks.positive_integer(pool, "pool")
-    rng = np.random.default_rng(seed)
+    rng = checks.random_generator(seed, "seed")
     arrays = [np.asarray(sequence) for sequence in sequences]
     for j, array in enumerate(arrays):
         if array.dtype.kind not in "fiub":

@@ -30,7 +30,7 @@ class Linear:
         input_size = checks.positive_integer(input_size, "input_size")
         output_size = checks.positive_integer(output_size, "output_size")
         self.dtype = checks.real_dtype(dtype, "dtype")
-        rng = np.random.default_rng(seed)
+        rng = checks.random_generator(seed, "seed")
         bound = input_size**-0.5
         self.params = {
             "weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(self.dtype),

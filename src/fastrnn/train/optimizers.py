@@ -21,11 +21,7 @@ class _Optimizer:
     _settings: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: Mapping[str, NDArray], lr: Rate, moments: tuple[str, ...]) -> None:
-        for name, value in params.items():
-            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-                given = getattr(value, "dtype", type(value).__name__)
-                raise TypeError(f"params[{name!r}]: expected a floating-point array, got {given}")
-        self.params = dict(params)
+        self.params = dict(checks.writeable_arrays(params, "params"))
         self.lr = lr if callable(lr) else checks.at_least_zero(lr, "lr")
         self.steps = 0
         self._moments = {
@@ -38,6 +34,8 @@ class _Optimizer:
         ``grads`` holds real arrays with the keys and shapes of ``params``. A ValueError or TypeError about
         them leaves all parameters as they were.
         """
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"grads: expected a mapping of names to arrays, got {type(grads).__name__}")
         if grads.keys() != self.params.keys():
             raise ValueError(f"grads: expected the keys {sorted(self.params)}, got {sorted(grads)}")
         arrays = {
