@@ -27,7 +27,8 @@ def test_small_states_are_exact(init):
     assert worst_error(24, range(40), init) <= 24 * 8 * EPS
 
 
-@pytest.mark.parametrize("init", [None, "orthogonal"])
-def test_larger_states_settle_at_the_largest(init):
-    # A step that gains less than 1e-10 ends the iteration; what is left is that over one minus its rate, squared.
-    assert worst_error(48, range(40), init) <= 1e-6
+@pytest.mark.parametrize(("init", "most"), [(None, 1e-6), ("orthogonal", 1e-4)])
+def test_larger_states_settle_at_the_largest(init, most):
+    # Two steps that gain less than 1e-9 each end the iteration, so what is left is 1e-9 / (1 - rate), the rate at which
+    # gains shrink: near 1 where values lie close together, as those of an orthogonal W_hh do.
+    assert worst_error(96, range(10), init) <= most

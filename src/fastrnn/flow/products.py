@@ -28,10 +28,10 @@ from .result import GradientFlow
 BLOCK_ROWS = 128  # steps whose largest singular values are looked for together, so that the vectors fit a cache
 FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
 WITNESSES = 4
-DENSE = 32  # rows up to which A A^T is formed whole: all its eigenvalues cost no more than an iteration
+DENSE = 64  # rows up to which A A^T is formed whole: all its eigenvalues cost no more than an iteration
 # Where another singular value is near, a start with little of the sought vector looks settled for a while: so much of
 # it is random, and so little may a step gain, that this has a chance of 1e-4 at most.
-NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1, 1e-10, 48, 1000
+NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1, 1e-9, 48, 1000
 #: Singular values below the first part of the largest are left out of a product; what becomes of them may grow to the
 #: second, which changes the largest by half its square, 5e-8.
 DROPPED, DISTRUSTED = 1e-5, 3e-4
