@@ -81,6 +81,14 @@ def test_squares_beyond_float64():
     assert fastrnn.clip_grad_norm({"a": np.full(16, 1e-300)}, 1.0) == pytest.approx(4e-300, rel=1e-14)
 
 
+@pytest.mark.parametrize("worst", [math.inf, math.nan, 1e308])
+def test_a_norm_that_is_not_finite_changes_nothing(worst):
+    grads = {"a": np.ones(2), "b": np.full(9, worst), "c": np.ones(2)}  # 3e308 is beyond float64
+    before = {name: g.copy() for name, g in grads.items()}
+    assert not math.isfinite(fastrnn.clip_grad_norm(grads, 1.0))
+    assert all(np.array_equal(g, before[name], equal_nan=True) for name, g in grads.items())
+
+
 def test_what_backward_returned(backend, rng):
     layer = backend.RNN(3, 4, seed=0)
     y, _, tape = layer.forward(rng.standard_normal((5, 2, 3)))

@@ -37,8 +37,9 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray] | Gradients, max_norm: float)
     largest = max((float(np.abs(g).max(initial=0)) for g in arrays.values()), default=0.0)
     if not 0 < largest < math.inf:  # nothing but zeros, or not finite
         return largest
-    norm = largest * math.sqrt(sum(float(np.sum(np.square(g / largest, dtype=np.float64))) for g in arrays.values()))
-    if norm > max_norm:
+    parts = (np.divide(g, largest, dtype=np.float64) for g in arrays.values())
+    norm = largest * math.sqrt(sum(float(np.sum(np.square(part))) for part in parts))
+    if norm > max_norm and math.isfinite(norm):
         for g in arrays.values():
             g *= max_norm / norm
     return norm

@@ -29,8 +29,8 @@ BLOCK_ROWS = 128  # steps whose largest singular values are looked for together,
 FIRST_COMPRESSION = 16  # steps back from the end, and then whenever they are half as many again
 WITNESSES = 4
 DENSE = 64  # rows up to which A A^T is formed whole: all its eigenvalues cost no more than an iteration
-# Where another singular value is near, a start with little of the sought vector looks settled for a while: so much of
-# it is random, and so little may a step gain, that this has a chance of 1e-4 at most.
+# Where another singular value is near, a start with little of the sought vector looks settled for a while: so half of
+# it is random, and a step may gain but little, which makes that rare.
 NOISE, TOLERANCE, MANY_ITERATIONS, MOST_ITERATIONS = 1, 1e-9, 48, 1000
 #: Singular values below the first part of the largest are left out of a product; what becomes of them may grow to the
 #: second, which changes the largest by half its square, 5e-8.
