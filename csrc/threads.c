@@ -13,12 +13,14 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fastrnn.h"
 #include "threads.h"
 
-enum { MAX_WORKERS = 256, SPINS = 16000 };
+enum { MAX_WORKERS = 256, SPINS = 16000, MEASURED = 8 /* barriers */ };
+#define MEASURED_FOR 1e7 /* ns */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -98,6 +100,8 @@ static struct {
     void (*work)(void *, const frnn_worker *);
     void *argument;
     int size;
+    int measures;         /* does the job end with a measurement of meeting? */
+    double meeting, when; /* as in frnn_worker, and when that was measured */
     atomic_int spins;
     barrier groups[FRNN_GROUPS];
     atomic_int unfinished;
@@ -135,6 +139,7 @@ static void team_forget(void) {
     event_init(&team.finished);
     for (int g = 0; g < FRNN_GROUPS; ++g) event_init(&team.groups[g].passed);
     team.quota = control_group_quota();
+    team.meeting = 20; /* as on cores that share a cache */
 }
 
 static void team_init(void) {
@@ -177,12 +182,32 @@ static void team_spread(int size) {
 #endif
 }
 
+static double now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
+}
+
+/* One worker's part of the job. How fast the workers meet depends on which processors they run on, and those change. */
+static void team_work(int id) {
+    const frnn_worker worker = {id, team.size, team.meeting};
+    team.work(team.argument, &worker);
+    if (!team.measures) return;
+    double begin = 0;
+    for (int i = 0; i <= MEASURED; ++i) {
+        frnn_barrier(FRNN_ALL, worker.size);
+        if (i == 0) begin = now_ns();
+    }
+    if (id > 0) return;
+    team.when = now_ns();
+    team.meeting = (team.when - begin) / MEASURED / worker.size;
+}
+
 static void *team_thread(void *own_seat) {
     seat *own = own_seat;
     for (unsigned turn = 0;; ++turn) {
         event_wait(&own->started, turn, team.spins);
-        const frnn_worker worker = {own->id, team.size};
-        team.work(team.argument, &worker);
+        team_work(own->id);
         if (atomic_fetch_sub(&team.unfinished, 1) == 1) event_advance(&team.finished);
     }
     return NULL;
@@ -204,7 +229,7 @@ static void team_grow(int threads) {
 }
 
 void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
-    const frnn_worker alone = {0, 1};
+    const frnn_worker alone = {0, 1, 0};
     if (threads > 1) team_ready();
     if (threads <= 1 || pthread_mutex_trylock(&team.busy) != 0) {
         work(argument, &alone);
@@ -216,12 +241,12 @@ void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worke
     team.work = work;
     team.argument = argument;
     team.size = size;
+    team.measures = size > 1 && now_ns() - team.when > MEASURED_FOR;
     team.spins = size <= frnn_processors() ? SPINS : 0;
     team_spread(size);
     atomic_store(&team.unfinished, size);
     for (int id = 1; id < size; ++id) event_advance(&team.seats[id].started);
-    const frnn_worker first = {0, size};
-    work(argument, &first);
+    team_work(0);
     if (atomic_fetch_sub(&team.unfinished, 1) == 1) {
         event_advance(&team.finished);
     } else {

@@ -9,7 +9,8 @@
 #define FRNN_GROUPS 3
 
 typedef struct {
-    int id, size; /* worker id of size */
+    int id, size;   /* worker id of size */
+    double meeting; /* nanoseconds that a barrier takes for each of its members: measured now and then */
 } frnn_worker;
 
 /* Runs work(argument, worker) on up to `threads` workers. If the team is at work for another caller, or no more threads

@@ -402,6 +402,7 @@ static void forward_work(void *argument, const frnn_worker *w) {
     const frnn_forward_args *args = job->args;
     arena a = {.base = args->workspace};
     const forward_space space = forward_space_of(job->layer, job->batch, job->threads, &a);
-    const share s = share_of(w, job->layer, job->batch, cell_of(job->layer->cell).shape.gates);
+    const forward_shape f = forward_shape_of(job->layer);
+    const share s = share_of(w, job->layer, job->batch, f.cell.shape.gates, f.stage[0].h.panels);
     for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
 }

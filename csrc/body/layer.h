@@ -81,13 +81,22 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
 }
 
 /* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
- * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for a
- * barrier (about STEP_MACS multiply-adds for each worker), the hidden units. */
-enum { ROWS_EACH = 2, ROWS_EACH_OF_LARGE = 4, STEP_MACS = 1 << 15 };
-/* Bytes of weights that a core's own cache no longer holds: then it is better to split them. */
-enum { LARGE = 1 << 20 };
+ * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for
+ * barriers, the hidden units. Weights that stream from the second-level cache take longer to come than to be multiplied by
+ * fewer than ROWS_STREAMED rows: an eighth of the step is gained where each worker takes half of the weights and all rows. */
+enum { ROWS_EACH = 2, ROWS_STREAMED = 4, STREAMED = 1 << 18 /* bytes of weights */ };
 
-static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates) {
+/* Is a step of so many multiply-adds long enough for n workers to share it? To share it costs about five barriers, for they
+ * fetch what the others have written, and a barrier takes each one as long as the next: where the step is n^2 times what
+ * one worker adds, another one brings nothing. While weights stream, 25 multiply-adds take a nanosecond. */
+enum { MEETING_MACS = 5 * 25 };
+
+static int worth_meeting(double macs, int64_t n, const frnn_worker *w) {
+    return macs * (sizeof(real) / sizeof(float)) >= (double)(n * n) * MEETING_MACS * w->meeting;
+}
+
+static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates,
+                      int64_t panels) {
     const int D = layer->directions;
     const int64_t B = batch->B;
     const share nothing = {.rows_parts = 1, .parts = 1};
@@ -95,7 +104,7 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     int id = w->id, size = w->size;
     const double weights =
         (double)gates * (double)layer->hidden_size * (double)(layer->input_size + layer->hidden_size) * sizeof(real);
-    const int64_t rows_each = weights > LARGE ? ROWS_EACH_OF_LARGE : ROWS_EACH;
+    const int64_t rows_each = weights > STREAMED ? ROWS_STREAMED : ROWS_EACH;
     if (B < rows_each * size && D > 1 && size > 1) {
         const int gang = size / D;
         s.group = FRNN_GANG + id / gang;
@@ -105,12 +114,14 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
         id %= gang;
         size = gang;
     }
-    if (B >= rows_each * size) {
+    const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
+    int useful = 1;
+    while (useful < least(size, panels) && worth_meeting(macs, useful + 1, w)) ++useful;
+    const int evenly = 4 * size * divide_up(panels, size) <= 5 * panels && worth_meeting(macs / 8, size, w);
+    if (B >= rows_each * size || (B >= ROWS_EACH * size && !evenly)) {
         s.rows_part = id;
         s.rows_parts = size;
     } else {
-        const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
-        const int useful = (int)least(size, most(1, (int64_t)(macs / STEP_MACS)));
         if (id >= useful) return nothing;
         s.part = id;
         s.parts = useful;
