@@ -303,8 +303,8 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     forward_call c = {&f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
     c.tangents = record != NULL;
     for (int i = 0; i < f.stages; ++i) {
-        c.from[i] = part(s->part, s->parts, f.stage[i].h.panels);
-        c.to[i] = part(s->part + 1, s->parts, f.stage[i].h.panels);
+        c.from[i] = first_panel(s, f.stage[i].h.panels);
+        c.to[i] = end_panel(s, f.stage[i].h.panels);
     }
     const packing *outputs = &f.stage[f.stages - 1].h;
     const int64_t own_unit = least(O, first_vector(outputs, c.from[f.stages - 1]) * VL);

@@ -59,6 +59,12 @@ typedef struct {
     int group; /* of the barrier at which the parts meet */
 } share;
 
+/* Where a worker's panels begin, and end: whoever has one more has the last one, whose vectors are fewer. */
+INLINE int64_t first_panel(const share *s, int64_t panels) { return panels - part(s->parts - s->part, s->parts, panels); }
+INLINE int64_t end_panel(const share *s, int64_t panels) {
+    return panels - part(s->parts - s->part - 1, s->parts, panels);
+}
+
 /* How many of the steps [begin, end) position p has. */
 INLINE int64_t steps_within(const frnn_batch *batch, int64_t p, int64_t begin, int64_t end) {
     return most(0, least(length_at(batch, p), end) - begin);
@@ -84,7 +90,7 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
  * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for
  * barriers, the hidden units. Weights that stream from the second-level cache take longer to come than to be multiplied by
  * fewer than ROWS_STREAMED rows: an eighth of the step is gained where each worker takes half of the weights and all rows. */
-enum { ROWS_EACH = 2, ROWS_STREAMED = 4, STREAMED = 1 << 18 /* bytes of weights */ };
+enum { ROWS_EACH = 2, ROWS_STREAMED = 4, STREAMED = 1 << 16 /* bytes of weights */ };
 
 /* Is a step of so many multiply-adds long enough for n workers to share it? To share it costs about five barriers, for they
  * fetch what the others have written, and a barrier takes each one as long as the next: where the step is n^2 times what

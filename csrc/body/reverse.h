@@ -244,7 +244,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .p_step = f->p_step};
     point.p = v->packed + f->p_at;
     point.dh_at = f->columns;
-    const int64_t first = part(s->part, s->parts, stage->panels), end = part(s->part + 1, s->parts, stage->panels);
+    const int64_t first = first_panel(s, stage->panels), end = end_panel(s, stage->panels);
     for (int64_t n = first; n < end; ++n) {
         const int64_t j = to_and_fro(n, first, end, t);
         point.vecs = panel_vectors(stage, j);
@@ -285,7 +285,7 @@ static void begin_direct(const reverse_call *c, int d, const reverse_direction *
     const share *s = &c->share;
     const int clips = c->args->clip_step > 0 && c->shape.cell.shape.c != NONE;
     if (!c->shape.cell.shape.direct) return;
-    for (int64_t j = part(s->part, s->parts, units->panels); j < part(s->part + 1, s->parts, units->panels); ++j) {
+    for (int64_t j = first_panel(s, units->panels); j < end_panel(s, units->panels); ++j) {
         const int64_t unit = first_vector(units, j) * VL;
         const int vecs = panel_vectors(units, j);
         for (int64_t p = s->first; clips && p < from; ++p)
@@ -359,7 +359,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
     for (int i = 0; i < 2; ++i) { /* dh0, with the panels of the first stage; dc0, with those of the last */
         const packing *units = &f->stage[i ? f->stages - 1 : 0].p;
         void *out = i ? args->dc0 : args->dh0;
-        const int64_t first = part(s->part, s->parts, units->panels), end = part(s->part + 1, s->parts, units->panels);
+        const int64_t first = first_panel(s, units->panels), end = end_panel(s, units->panels);
         for (int64_t j = first; out && j < end; ++j) {
             reverse_point point = {.vecs = panel_vectors(units, j), .unit = first_vector(units, j) * VL};
             point.n = units->units - point.unit;
