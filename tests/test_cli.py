@@ -109,6 +109,12 @@ class TestDemo:
         assert run_demo("--text", tmp_path) == 2
         assert "cannot read" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "a minute"])
+    def test_a_time_that_is_none(self, seconds, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(["demo", "--seconds", seconds])
+        assert f"--seconds: expected a time >= 0, got '{seconds}'" in capsys.readouterr().err
+
     def test_missing_tqdm_names_the_extra(self, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "tqdm", None)
         assert run_demo() == 2

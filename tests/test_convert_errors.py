@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from formats import EVERY, FORMATS, INPUTS, PROJECTED, Case, drawn, leaves, pair
 
+import fastrnn
 from fastrnn import convert
 
 
@@ -44,6 +45,20 @@ def test_state_dicts_that_are_none(name, rng):
     refused(ValueError, lambda: to(good | {0: 1}, "LSTM"), "expected no key 0")
     for cell in ("RNN", "GRU"):
         refused(ValueError, lambda cell=cell: to(good, cell), "state_dict", "expected shape")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("given", [None, 3, [1], "weights", fastrnn.RNN(2, 3)], ids=lambda x: type(x).__name__)
+def test_what_is_no_state_dict(name, given):
+    message = "expected a mapping of names to arrays"
+    refused(TypeError, lambda: FORMATS[name][0](given, "RNN"), f"state_dict: {message}", type(given).__name__)
+
+
+def test_flags_that_are_none(rng):
+    gru, lstm = drawn(Case("GRU"), rng), drawn(Case("LSTM"), rng)
+    refused(TypeError, lambda: convert.to_keras(gru, "GRU", reset_after="no"), "reset_after: expected True or False")
+    refused(TypeError, lambda: convert.from_keras([], "GRU", reset_after=None), "reset_after: expected True or False")
+    refused(TypeError, lambda: convert.to_onnx(lstm, "LSTM", coupled="no"), "coupled: expected True or False")
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,17 @@ def test_a_generator_takes_the_place_of_the_seed(backend, rng):
     assert not np.array_equal(a, b)  # it is used, not copied
 
 
+def test_it_may_be_changed(backend, rng):
+    x = normal(rng, (STEPS, BATCH, INPUTS))
+    layer, other = transparent(backend, 0.5, seed=1), transparent(backend, 0.25, seed=1)
+    for bad, error in ((1.0, ValueError), (-0.1, ValueError), (np.nan, ValueError), ("half", TypeError)):
+        with pytest.raises(error, match=r"^dropout: expected"):
+            layer.dropout = bad
+        assert layer.dropout == 0.5
+    layer.dropout = 0.25
+    assert differing_bits(layer.forward(x)[0], other.forward(x)[0]) == 0
+
+
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("lengths", [None, (6, 0, 2, 5)])
 @pytest.mark.parametrize("batch_first", [False, True])

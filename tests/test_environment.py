@@ -40,6 +40,27 @@ def test_number_of_threads(variables, expected):
     assert run_script(THREADS, **UNSET | variables) == str(expected)
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2,1"])
+def test_a_number_of_threads_that_is_none(value):
+    script = """
+import fastrnn
+try:
+    fastrnn.get_num_threads()
+except ValueError as error:
+    print(error)
+fastrnn.set_num_threads(2)
+print(fastrnn.get_num_threads())
+"""
+    lines = run_script(script, **UNSET | {"FASTRNN_NUM_THREADS": value}).splitlines()
+    assert lines == [f"FASTRNN_NUM_THREADS: expected an integer of at least 1, got {value!r}", "2"]
+
+
+@pytest.mark.parametrize("value", ["", " ", "none"])
+def test_what_another_library_says_may_mean_nothing_here(value):
+    processors = run_script(THREADS, **UNSET)
+    assert run_script(THREADS, **UNSET | {"FASTRNN_NUM_THREADS": "", "OMP_NUM_THREADS": value}) == processors
+
+
 def test_a_call_goes_before_the_environment():
     script = f"import fastrnn; fastrnn.set_num_threads(4); {THREADS}"
     assert run_script(script, **UNSET | {"FASTRNN_NUM_THREADS": "3"}) == "4"

@@ -81,6 +81,11 @@ class TestPlot:
         flow_of(fastrnn.GRU(4, 5), rng).plot(str(path))
         assert path.read_bytes().startswith(start)
 
+    def test_a_format_that_there_is_not(self, tmp_path, rng):
+        with pytest.raises(ValueError, match=r"^path: expected an ending of .*png.*, got '.*flow\.gif2'"):
+            flow_of(fastrnn.GRU(4, 5), rng).plot(tmp_path / "flow.gif2")
+        assert not list(tmp_path.iterdir())
+
     def test_without_matplotlib(self, monkeypatch, tmp_path, rng):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ImportError, match=r"pip install 'fastrnn\[cli\]'"):

@@ -68,7 +68,9 @@ def test_gradients_of_few_steps_and_far_offsets(isa, nonlinearity, steps, rng):
 
 
 @pytest.mark.parametrize(
-    "form", [list, np.array, lambda c: np.array(c, np.int8), lambda c: [np.int64(o) for o in c]], ids=str
+    "form",
+    [list, np.array, lambda c: np.array(c, np.int8), lambda c: [np.int64(o) for o in c]],
+    ids=["list", "array", "int8", "of int64"],
 )
 def test_the_context_is_any_sequence_of_integers(backend, form, rng):
     x = normal(rng, (STEPS, BATCH, INPUTS))

@@ -243,6 +243,9 @@ def test_no_optimizer_or_other_generators_in_the_file(path):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
+        (([Linear(2, 3)],), {}, TypeError, "models: expected a mapping of names to layers, got list"),
+        (({},), {"generators": [3]}, TypeError, "generators: expected a mapping of names to generators, got list"),
+        (({},), {"arrays": np.zeros(3)}, TypeError, "arrays: expected a mapping of names to arrays, got ndarray"),
         (({"a": 3},), {}, TypeError, r"models\['a'\]: expected a layer or a Linear, got int"),
         (({"a/b": Linear(2, 3)},), {}, ValueError, "models: expected names without a slash, got 'a/b'"),
         (({}, 3), {}, TypeError, "optimizer: expected SGD, Adam or AdamW, got int"),
@@ -262,6 +265,11 @@ def test_bad_arguments(arguments, options, error, message, path):
         save_checkpoint(path, {})
         with pytest.raises(error, match=f"^{message}"):
             load_checkpoint(path, *arguments, **options)
+
+
+def test_models_have_to_be_given(path):
+    with pytest.raises(TypeError, match=r"^models: expected a mapping of names to layers, got NoneType"):
+        save_checkpoint(path, None)
 
 
 def test_a_layers_file_is_no_checkpoint_and_a_checkpoint_no_layer(path):

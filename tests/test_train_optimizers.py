@@ -213,7 +213,7 @@ def test_a_state_of_another_optimizer(saved, own, parts, rng):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda s: None, TypeError, "state_dict: expected a mapping, got NoneType"),
+        (lambda s: None, TypeError, "state_dict: expected a mapping of names to values, got NoneType"),
         (lambda s: {"lr": 1}, ValueError, r"state_dict: expected the keys .*got \['lr'\]"),
         (lambda s: s | {"steps": -1}, ValueError, r"state_dict\['steps'\]: expected at least 0, got -1"),
         (lambda s: s | {"lr": -1.0}, ValueError, r"state_dict\['lr'\]: expected a finite number >= 0, got -1.0"),

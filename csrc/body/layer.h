@@ -60,7 +60,9 @@ typedef struct {
 } share;
 
 /* Where a worker's panels begin, and end: whoever has one more has the last one, whose vectors are fewer. */
-INLINE int64_t first_panel(const share *s, int64_t panels) { return panels - part(s->parts - s->part, s->parts, panels); }
+INLINE int64_t first_panel(const share *s, int64_t panels) {
+    return panels - part(s->parts - s->part, s->parts, panels);
+}
 INLINE int64_t end_panel(const share *s, int64_t panels) {
     return panels - part(s->parts - s->part - 1, s->parts, panels);
 }

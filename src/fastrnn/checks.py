@@ -27,11 +27,16 @@ def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
     return np.require(value, dtype, ("C", "A"))
 
 
+def mapping(value, name: str, of: str) -> Mapping:
+    """``value``, which must be a mapping."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping of {of}, got {type(value).__name__}")
+    return value
+
+
 def writeable_arrays(value, name: str) -> Mapping[str, np.ndarray]:
     """``value``, which maps names to floating-point arrays that can be changed in place."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping of names to arrays, got {type(value).__name__}")
-    for key, array in value.items():
+    for key, array in mapping(value, name, "names to arrays").items():
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             given = getattr(array, "dtype", type(array).__name__)
             raise TypeError(f"{name}[{key!r}]: expected a floating-point array, got {given}")

@@ -22,18 +22,22 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The number of threads that calls use: what ``set_num_threads`` said, else the environment variable
     ``FASTRNN_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity, and
-    the quota of its control group)."""
+    the quota of its control group). ValueError if ``FASTRNN_NUM_THREADS`` is set to anything else."""
     if _chosen is None:
         set_num_threads(_default_threads())
     return _chosen
 
 
 def _default_threads() -> int:
-    for variable in ("FASTRNN_NUM_THREADS", "OMP_NUM_THREADS"):
-        # OMP_NUM_THREADS may be a list, one number for each level of nesting: the first one counts.
-        value = os.environ.get(variable, "").split(",")[0].strip()
-        if value.isdecimal() and int(value) > 0:
-            return int(value)
+    own = os.environ.get("FASTRNN_NUM_THREADS", "").strip()
+    if own:
+        if not own.isdecimal() or int(own) < 1:
+            raise ValueError(f"FASTRNN_NUM_THREADS: expected an integer of at least 1, got {own!r}")
+        return int(own)
+    # OMP_NUM_THREADS may be a list, one number for each level of nesting: the first one counts.
+    shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if shared.isdecimal() and int(shared) > 0:
+        return int(shared)
     return _core.processors()
 
 

@@ -67,7 +67,7 @@ def to_keras(state_dict: Mapping[str, np.ndarray], cell: str, *, reset_after: bo
     kernel (I, G*H), recurrent_kernel (H, G*H), and bias (G*H,), or (2, 3*H) of a GRU with ``reset_after``; none for a
     layer without biases (``use_bias=False``). A Bidirectional is one with ``merge_mode="concat"``.
     """
-    two_biases = cell == "GRU" and reset_after
+    two_biases = checks.flag(reset_after, "reset_after") and cell == "GRU"
     layers = []
     for directions in _split(state_dict, cell, _KERAS):
         arrays = []
@@ -85,7 +85,7 @@ def from_keras(
 ) -> dict[str, np.ndarray]:
     """A state dict from what ``get_weights`` of each layer returns; see ``to_keras``."""
     G = len(_gates(cell))
-    two_biases = cell == "GRU" and reset_after
+    two_biases = checks.flag(reset_after, "reset_after") and cell == "GRU"
     layers = []
     for k, arrays in enumerate(_list(weights, "weights")):
         name = f"weights[{k}]"
@@ -270,7 +270,7 @@ def from_onednn(
 def _gates(cell, coupled=False):
     """Our gates in our order."""
     checks.choice(cell, "cell", ("RNN", "LSTM", "GRU"))
-    if coupled and cell != "LSTM":
+    if checks.flag(coupled, "coupled") and cell != "LSTM":
         raise ValueError(f"coupled: expected False for {cell}, got {coupled!r}")
     return "igo" if coupled else _OURS[cell]
 
@@ -278,7 +278,7 @@ def _gates(cell, coupled=False):
 def _split(state_dict, cell, order, coupled=False) -> list[list[_Weights]]:
     """The directions of the layers of a state dict, with the gates in the order of a format."""
     gates = _gates(cell, coupled)
-    rest = dict(state_dict)
+    rest = dict(checks.mapping(state_dict, "state_dict", "names to arrays"))
 
     def array(name, *shape):
         if name not in rest:
@@ -388,8 +388,7 @@ def _list(value, name):
 
 
 def _check_keys(value, name, required, optional=()):
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping, got {type(value).__name__}")
+    checks.mapping(value, name, "names to arrays")
     if not set(required) <= value.keys() <= {*required, *optional}:
         maybe = f", and possibly {', '.join(optional)}" if optional else ""
         raise ValueError(f"{name}: expected the keys {', '.join(required)}{maybe}, got {', '.join(map(str, value))}")

@@ -72,7 +72,7 @@ class Layer(Inference):
         self.num_layers = checks.positive_integer(num_layers, "num_layers")
         self.bias = checks.flag(bias, "bias")
         self.batch_first = checks.flag(batch_first, "batch_first")
-        self.dropout = checks.probability(dropout, "dropout")
+        self.dropout = dropout
         self.bidirectional = checks.flag(bidirectional, "bidirectional")
         self.num_directions = 2 if self.bidirectional else 1
         self.dtype = checks.real_dtype(dtype, "dtype")
@@ -92,6 +92,15 @@ class Layer(Inference):
         self._dropout_rng = rng.spawn(1)[0]
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
+
+    @property
+    def dropout(self) -> float:
+        """The probability with which ``forward`` sets an input of a layer after the first to zero; may be changed."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, probability):
+        self._dropout = checks.probability(probability, "dropout")
 
     @property
     def params(self) -> Parameters:
@@ -427,9 +436,7 @@ class Layer(Inference):
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy values into the parameters. All names and shapes must match, or nothing is changed: ValueError for names
         and shapes, TypeError for values that are no real numbers."""
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a mapping of names to arrays, got {type(state_dict).__name__}")
-        given = dict(state_dict)
+        given = dict(checks.mapping(state_dict, "state_dict", "names to arrays"))
         missing, unexpected = self.params.keys() - given.keys(), given.keys() - self.params.keys()
         if missing or unexpected:
             names = [", ".join(sorted(map(str, keys))) or "none" for keys in (self.params, missing, unexpected)]

@@ -181,7 +181,10 @@ def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
 
 def _seconds(text: str) -> float:
     """An argument type: a finite time from 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a time >= 0, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a time >= 0, got {text!r}")
     return value

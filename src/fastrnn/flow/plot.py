@@ -85,8 +85,11 @@ def _figure(size):
 
 def _save(figure, path):
     """Exactly there: left to itself, matplotlib adds an ending to a path without one."""
-    ending = os.path.splitext(path)[1].removeprefix(".")
-    figure.savefig(path, dpi=150, format=ending or "png")
+    ending = os.path.splitext(path)[1].removeprefix(".").lower() or "png"
+    formats = figure.canvas.get_supported_filetypes()
+    if ending not in formats:
+        raise ValueError(f"path: expected an ending of {', '.join(sorted(formats))}, got {os.fspath(path)!r}")
+    figure.savefig(path, dpi=150, format=ending)
 
 
 def _head(figure, title, subtitle):

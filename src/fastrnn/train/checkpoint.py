@@ -69,7 +69,7 @@ def save_checkpoint(
         The file cannot be written; the package safetensors is missing.
     """
     _check_models(models)
-    _check_generators(generators)
+    _check_generators({} if generators is None else generators)
     tensors = {f"models/{name}/{key}": value for name, model in models.items() for key, value in model.params.items()}
     about = {
         "models": {name: _about(model) for name, model in models.items()},
@@ -81,7 +81,7 @@ def save_checkpoint(
         about["optimizer"] = _check_optimizer(optimizer)._about()
         for moment, values in optimizer._moments.items():
             tensors |= {f"optimizer/{moment}/{name}": value for name, value in values.items()}
-    for name, value in (arrays or {}).items():
+    for name, value in checks.mapping({} if arrays is None else arrays, "arrays", "names to arrays").items():
         value = np.asarray(value)
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
             raise TypeError(f"arrays[{name!r}]: expected an array of real numbers, got dtype {value.dtype}")
@@ -114,8 +114,8 @@ def load_checkpoint(
     TypeError, OSError, ImportError
         An argument of the wrong type; the file cannot be read; the package safetensors is missing.
     """
-    _check_models(models)
-    _check_generators(generators)
+    _check_models({} if models is None else models)
+    _check_generators({} if generators is None else generators)
     (saved_models, saved_optimizer, step, saved_generators), tensors = storage.read(
         path, "a checkpoint", _FIELDS, _names_in
     )
@@ -213,14 +213,14 @@ def _generator_change(argument, generator, saved, where):
 
 
 def _check_models(models):
-    for name, model in ({} if models is None else models).items():
+    for name, model in checks.mapping(models, "models", "names to layers").items():
         if not isinstance(model, (Layer, Linear)):
             raise TypeError(f"models[{name!r}]: expected a layer or a Linear, got {type(model).__name__}")
         _check_name(name, "models")
 
 
 def _check_generators(generators):
-    for name, generator in ({} if generators is None else generators).items():
+    for name, generator in checks.mapping(generators, "generators", "names to generators").items():
         if not isinstance(generator, np.random.Generator):
             kind = type(generator).__name__
             raise TypeError(f"generators[{name!r}]: expected a numpy.random.Generator, got {kind}")

@@ -34,8 +34,7 @@ class _Optimizer:
         ``grads`` holds real arrays with the keys and shapes of ``params``. A ValueError or TypeError about
         them leaves all parameters as they were.
         """
-        if not isinstance(grads, Mapping):
-            raise TypeError(f"grads: expected a mapping of names to arrays, got {type(grads).__name__}")
+        checks.mapping(grads, "grads", "names to arrays")
         if grads.keys() != self.params.keys():
             raise ValueError(f"grads: expected the keys {sorted(self.params)}, got {sorted(grads)}")
         arrays = {
@@ -77,8 +76,7 @@ class _Optimizer:
 
     def _checked(self, state_dict):
         own = self._about() | {"moments": self._moments}
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: expected a mapping, got {type(state_dict).__name__}")
+        checks.mapping(state_dict, "state_dict", "names to values")
         if state_dict.keys() != own.keys():
             raise ValueError(f"state_dict: expected the keys {sorted(own)}, got {sorted(map(str, state_dict))}")
         for key in ("class", "settings"):
