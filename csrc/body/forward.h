@@ -403,6 +403,6 @@ static void forward_work(void *argument, const frnn_worker *w) {
     arena a = {.base = args->workspace};
     const forward_space space = forward_space_of(job->layer, job->batch, job->threads, &a);
     const forward_shape f = forward_shape_of(job->layer);
-    const share s = share_of(w, job->layer, job->batch, f.cell.shape.gates, f.stage[0].h.panels);
+    const share s = share_of(w, job->layer, job->batch, f.cell.shape.gates, &f.stage[0].h);
     for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
 }

@@ -88,51 +88,66 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
     s->end = cut_by_steps(batch, begin, end, s->rows_part + 1, s->rows_parts);
 }
 
-/* Rows of different sequences are independent: with enough of them each worker takes some, and no barrier is needed.
- * Otherwise the two directions are two gangs, and a gang splits its sequences or, where a step is long enough to pay for
- * barriers, the hidden units. Weights that stream from the second-level cache take longer to come than to be multiplied by
- * fewer than ROWS_STREAMED rows: an eighth of the step is gained where each worker takes half of the weights and all rows. */
-enum { ROWS_EACH = 2, ROWS_STREAMED = 4, STREAMED = 1 << 16 /* bytes of weights */ };
-
-/* Is a step of so many multiply-adds long enough for n workers to share it? To share it costs about five barriers, for they
- * fetch what the others have written, and a barrier takes each one as long as the next: where the step is n^2 times what
- * one worker adds, another one brings nothing. While weights stream, 25 multiply-adds take a nanosecond. */
-enum { MEETING_MACS = 5 * 25 };
-
-static int worth_meeting(double macs, int64_t n, const frnn_worker *w) {
-    return macs * (sizeof(real) / sizeof(float)) >= (double)(n * n) * MEETING_MACS * w->meeting;
+/* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of up to six rows, whose weights
+ * come from the second-level cache, wait for them if they are low. */
+static double step_cost(int64_t rows) {
+    static const double tile[] = {0, 2.2, 2.6, 3.5, 4.1, 5.1, 6.1};
+    const split tiles = split_of(rows, divide_up(rows, LENGTH(tile) - 1));
+    if (tiles.parts == 0) return 0;
+    return (double)(tiles.parts - tiles.larger) * tile[tiles.each] +
+           (double)tiles.larger * tile[tiles.each + (tiles.larger > 0)];
 }
 
+/* The largest share of the units where n workers, at least two, share out their panels. */
+static double largest_share(const packing *p, int n) {
+    int64_t units = 0;
+    for (int i = 0; i < n; i += n - 1) { /* the first or the last one's */
+        const share s = {.part = i, .parts = n};
+        const int64_t first = first_vector(p, first_panel(&s, p->panels)) * VL;
+        units = most(units, least(p->units, first_vector(p, end_panel(&s, p->panels)) * VL) - first);
+    }
+    return (double)units / (double)p->units;
+}
+
+/* Multiply-adds in a nanosecond at their peak, about; and what a shared step costs each worker, in barriers: it fetches what the
+ * others have written. */
+enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 5 };
+
+/* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are sooner done by
+ * two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may share out the
+ * hidden units. Which takes less time is estimated: whoever has most takes longest, and a barrier takes each worker as long
+ * as the next. */
+enum { ROWS_ENOUGH = 4 };
+
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates,
-                      int64_t panels) {
+                      const packing *units) {
+    const share nothing = {.rows_parts = 1, .parts = 1};
     const int D = layer->directions;
     const int64_t B = batch->B;
-    const share nothing = {.rows_parts = 1, .parts = 1};
     share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = FRNN_GANG};
     int id = w->id, size = w->size;
-    const double weights =
-        (double)gates * (double)layer->hidden_size * (double)(layer->input_size + layer->hidden_size) * sizeof(real);
-    const int64_t rows_each = weights > STREAMED ? ROWS_STREAMED : ROWS_EACH;
-    if (B < rows_each * size && D > 1 && size > 1) {
-        const int gang = size / D;
-        s.group = FRNN_GANG + id / gang;
-        if (id / gang >= D) return nothing;
-        s.first_direction = id / gang;
+    if (D > 1 && size >= D && 1.01 * step_cost(divide_up(B, size / D)) < D * step_cost(divide_up(B, size))) {
+        size /= D;
+        s.first_direction = id / size;
         s.end_direction = s.first_direction + 1;
-        id %= gang;
-        size = gang;
+        s.group = FRNN_GANG + s.first_direction;
+        id %= size;
+        if (s.first_direction >= D) return nothing;
     }
-    const double macs = (double)B * gates * (double)layer->hidden_size * (double)layer->hidden_size;
-    int useful = 1;
-    while (useful < least(size, panels) && worth_meeting(macs, useful + 1, w)) ++useful;
-    const int evenly = 4 * size * divide_up(panels, size) <= 5 * panels && worth_meeting(macs / 8, size, w);
-    if (B >= rows_each * size || (B >= ROWS_EACH * size && !evenly)) {
+    const double row = gates * (double)layer->hidden_size * (double)layer->hidden_size / MACS_PER_NS;
+    double best = row * step_cost(divide_up(B, size));
+    for (int n = 2; B < ROWS_ENOUGH * size && n <= least(size, units->panels); ++n) {
+        const double time = row * step_cost(B) * largest_share(units, n) + n * MEETINGS * w->meeting;
+        if (time >= best) continue;
+        best = time;
+        s.parts = n;
+    }
+    if (s.parts == 1) {
         s.rows_part = id;
         s.rows_parts = size;
     } else {
-        if (id >= useful) return nothing;
+        if (id >= s.parts) return nothing;
         s.part = id;
-        s.parts = useful;
     }
     share_rows(&s, batch, 0, batch->T);
     return s;

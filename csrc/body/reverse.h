@@ -421,7 +421,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
     reverse_direction *direction = space.direction;
     reverse_call c = {job, args, job->layer, batch, w, .shape = reverse_shape_of(job->layer)};
-    c.share = share_of(w, job->layer, batch, c.shape.cell.shape.gates, c.shape.stage[0].p.panels);
+    c.share = share_of(w, job->layer, batch, c.shape.cell.shape.gates, &c.shape.stage[0].p);
     c.panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
     const int64_t own = w->id * batch->B;
     c.rows = (reverse_rows){space.rows.y + own,    space.rows.h + own,  space.rows.c + own,
