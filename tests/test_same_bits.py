@@ -32,12 +32,14 @@ from fastrnn import _core
 
 Shape = namedtuple("Shape", "steps batch inputs hidden layers directions")
 
-# Many sequences, one (where threads can only split the hidden units), a deep layer, and long sums.
+# Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, and two directions of several
+# chunks, each with threads of its own.
 SHAPES = [
     Shape(23, 33, 19, 37, 1, 1),
     Shape(60, 1, 24, 130, 1, 1),
     Shape(17, 6, 11, 21, 2, 2),
     Shape(9, 64, 129, 128, 1, 1),
+    Shape(600, 7, 64, 96, 1, 2),
 ]
 
 

@@ -316,7 +316,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
-    real *a = space->a + (leader * most_rows + (s->parts > 1 ? s->first_direction * B : s->first)) * f.step;
+    real *a = space->a + (leader * most_rows + s->first_direction * B + s->first) * f.step;
     real **chunk_rows = space->rows + w->id * (most_rows + B);
     real *mapped = space->mapped + w->id * (most_rows + B) * input_step;
     real *zero = space->zero + w->id * zero_width(layer, &f);
