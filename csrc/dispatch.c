@@ -95,8 +95,8 @@ static void work_flushed(void *argument, const frnn_worker *worker) {
 #define MACS_EACH 4e6
 /* To pack one weight takes as long as this many. */
 #define PACK_MACS 32
-/* In a recurrent product, to read one weight from a cache that cores share takes as long as this many: with fewer sequences
- * that is what takes time. Other products read it once for many steps. */
+/* In a recurrent product, to read one weight from a cache that cores share takes as long as this many: with fewer
+ * sequences that is what takes time. Other products read it once for many steps. */
 #define READ_MACS 3
 
 static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
@@ -119,11 +119,19 @@ static frnn_status run(void (*work)(void *, const frnn_worker *), frnn_job *job,
 
 /* Sizes are products of a few dims; with every product below 2^56 reals none of them can overflow. */
 #define MOST_REALS 72057594037927936.0
+_Static_assert(sizeof(size_t) >= 8, "sizes are 64-bit numbers");
 #define MOST_COLUMNS 8 /* of H reals that any row has for a unit */
+
+static int dtype_fits(frnn_dtype dtype) { return dtype == FRNN_F32 || dtype == FRNN_F64; }
+
+static int product_fits(frnn_dtype dtype, int64_t M, int64_t K, int64_t N) {
+    return dtype_fits(dtype) && M >= 0 && K >= 0 && N >= 0 && ((double)K + 1) * ((double)N + 64) < MOST_REALS &&
+           (double)M * ((double)K + (double)N) < MOST_REALS;
+}
 
 static int layer_fits(const frnn_layer *layer) {
     const double I = (double)layer->input_size, H = (double)layer->hidden_size;
-    if (layer->cell < 0 || layer->cell >= CELLS || (layer->dtype != FRNN_F32 && layer->dtype != FRNN_F64) ||
+    if (layer->cell < 0 || layer->cell >= CELLS || !dtype_fits(layer->dtype) ||
         (layer->directions != 1 && layer->directions != 2) || layer->input_size < 1 || layer->hidden_size < 1 ||
         layer->contexts < 0 || (layer->contexts > 0 && !layer->context)) {
         return 0;
@@ -195,11 +203,13 @@ frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *la
 }
 
 int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end) {
+    if (!layer_fits(layer) || layer->contexts > 0) return -1;
     return isas[ISAS - 1].kernels[layer->dtype]->chunk_begin(layer, batch, end);
 }
 
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
                           void *out) {
+    if (!dtype_fits(dtype) || function < FRNN_EXP || function > FRNN_LOGISTIC || n < 0) return FRNN_INVALID;
     const fp_mode before = flush_denormals();
     isa->kernels[dtype]->evaluate(function, n, in, out);
     restore(before);
@@ -207,11 +217,13 @@ frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function f
 }
 
 size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, int64_t N) {
+    if (!product_fits(dtype, 1, K, N)) return 0;
     return isa->kernels[dtype]->product_size(K, N);
 }
 
 frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
                          const void *b, void *c, void *workspace) {
+    if (!product_fits(dtype, M, K, N)) return FRNN_INVALID;
     const fp_mode before = flush_denormals();
     isa->kernels[dtype]->product(M, K, N, a, b, c, workspace);
     restore(before);
@@ -234,12 +246,14 @@ static void limit_work(void *argument, const frnn_worker *w) {
 }
 
 int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds) {
+    if (!dtype_fits(dtype)) return 0;
     limit_job job = {.kernels = isa->kernels[dtype], .rounds = rounds};
     frnn_run(threads, limit_work, &job);
     return job.done;
 }
 
 int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64_t bytes, int64_t rounds) {
+    if (threads < 1) return 0;
     limit_job job = {.kernels = isa->kernels[FRNN_F32], .data = data, .rounds = rounds};
     job.part = bytes / threads / 4096 * 4096;
     frnn_run(threads, limit_work, &job);

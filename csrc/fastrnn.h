@@ -1,9 +1,11 @@
 /* fastrnn: recurrent layers on the CPU, forward and reverse (back-propagation through time). C11, no dependencies but
  * POSIX threads.
  *
- * Letters: T time steps, B sequences, I inputs, H hidden units, O outputs of a direction, G gates, D directions. Matrices
- * are row-major; a real is a float or a double as the layer's dtype says. No function allocates memory, but for the thread team at its first use:
- * the caller asks for the size of the workspace and hands one over. Every function may be called from several threads. */
+ * Letters: T time steps, B sequences, I inputs, H hidden units, O outputs of a direction, G gates, D directions.
+ * Matrices are row-major; a real is a float or a double as the layer's dtype says. No function allocates memory, but
+ * for the team of threads, which grows to the largest number asked for: the caller asks for the size of the workspace
+ * and hands one over, aligned to 64 bytes, like packed weights. `threads` is the most that a call may use, no more than
+ * its workspace was made for. Every function may be called from several threads. */
 #ifndef FASTRNN_H
 #define FASTRNN_H
 
@@ -53,9 +55,9 @@ typedef struct {
 } frnn_shape;
 frnn_shape frnn_layer_shape(const frnn_layer *layer);
 
-/* One batch of sequences; or a window on one, the steps [begin, begin + T) of `whole` in the order in which each direction
- * reads them, with each sequence's part of its length (recurrent layers only). Window after window, states handed on, gives
- * the bits of one call. */
+/* One batch of sequences; or a window on one, the steps [begin, begin + T) of `whole` in the order in which each
+ * direction reads them, with each sequence's part of its length (recurrent layers only). Window after window, states
+ * handed on, gives the bits of one call. */
 typedef struct frnn_batch {
     int64_t T, B;
     const int64_t *lengths; /* (B,), 0..T; NULL: every length is T */
@@ -91,11 +93,12 @@ typedef struct {
 /* Weights prepared for one kind of call; they serve any number of them on the instruction set that packed them. */
 typedef enum { FRNN_FORWARD = 0, FRNN_BACKWARD = 1 } frnn_pass;
 
-size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass); /* bytes; 0: it overflows */
+/* Bytes; 0: the layer is invalid or too large. */
+size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass);
 frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
                       const frnn_weights weights[], void *packed);
 
-/* Bytes of workspace for one call; 0: the size overflows. */
+/* Bytes of workspace for one call; 0: the layer or batch is invalid or too large. */
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                            frnn_pass pass);
 
@@ -121,8 +124,9 @@ typedef struct {
     const void *h0, *c0;
 } frnn_record;
 
-/* The directional derivative (a Jacobian-vector product): forward once more, with tangents for all but the weights, which
- * are constants. x.data NULL, h0 or c0 NULL: zero; kept and the copies are not used. The workspace is forward's. */
+/* The directional derivative (a Jacobian-vector product): forward once more, with tangents for all but the weights,
+ * which are constants. x.data NULL, h0 or c0 NULL: zero; kept and the copies are not used. The workspace is
+ * forward's. */
 frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                      const frnn_record *record, const frnn_forward_args *tangents);
 
@@ -144,12 +148,13 @@ typedef struct {
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args);
 
-/* Backward sums gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin where a chunk
- * does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin. Recurrent layers only. */
+/* Backward sums gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin where a
+ * chunk does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin; -1: no
+ * recurrent layer. */
 int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end);
 
 /* The parts, for tests: out = function(in), elementwise, n reals; and c (M, N) = a (M, K) b (K, N), whose workspace is
- * frnn_product_workspace bytes. */
+ * frnn_product_workspace bytes (0: invalid). */
 typedef enum { FRNN_EXP = 0, FRNN_TANH = 1, FRNN_LOGISTIC = 2 } frnn_function;
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
                           void *out);
@@ -157,9 +162,9 @@ size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, 
 frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
                          const void *b, void *c, void *workspace);
 
-/* The limits of the machine, to be timed by the caller: on each of `threads` workers, `rounds` turns of fused multiply-adds
- * in registers, or reads of the worker's part of data (a part is a multiple of 4096 bytes). Returned is what was done in
- * all: operations, bytes. */
+/* The limits of the machine, to be timed by the caller: on each of `threads` workers, `rounds` turns of fused
+ * multiply-adds in registers, or reads of the worker's part of data (a part is a multiple of 4096 bytes). Returned is
+ * what was done in all: operations, bytes. */
 int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds);
 int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64_t bytes, int64_t rounds);
 

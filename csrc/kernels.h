@@ -7,7 +7,7 @@
 #include "fastrnn.h"
 #include "threads.h"
 
-/* A call on its way: frnn_forward, frnn_backward or frnn_pack. */
+/* A call on its way: frnn_forward, frnn_jvp, frnn_backward or frnn_pack. */
 typedef struct {
     const frnn_layer *layer;
     const frnn_batch *batch;

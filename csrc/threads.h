@@ -1,5 +1,5 @@
 /* A small team of threads. frnn_run hands one function to n workers, the caller being the first, and returns when all
- * have finished. Workers wait spinning for some microseconds, then asleep. */
+ * have finished. Workers wait spinning for some tenths of a millisecond, then asleep. */
 #ifndef FRNN_THREADS_H
 #define FRNN_THREADS_H
 

@@ -34,6 +34,17 @@ def test_a_copy_goes_on_with_the_same_masks(backend, way, rng):
     assert np.array_equal(layer.forward(x)[0], other.forward(x)[0])
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_alone_become_a_dict(backend, way):
+    layer = backend.RNN(3, 4)
+    kept = WAYS[way](layer.params)
+    assert type(kept) is dict
+    assert {name: value.tolist() for name, value in kept.items()} == {
+        name: value.tolist() for name, value in layer.params.items()
+    }
+    assert all((kept[name] is value) == (way == "copy") for name, value in layer.params.items())
+
+
 def test_parameters_cannot_be_exchanged():
     layer = fastrnn.RNN(3, 4)
     with pytest.raises(AttributeError):

@@ -32,8 +32,8 @@ from fastrnn import _core
 
 Shape = namedtuple("Shape", "steps batch inputs hidden layers directions")
 
-# Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, and two directions of several
-# chunks, each with threads of its own.
+# Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, and two directions of
+# several chunks, each with threads of its own.
 SHAPES = [
     Shape(23, 33, 19, 37, 1, 1),
     Shape(60, 1, 24, 130, 1, 1),

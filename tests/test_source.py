@@ -21,6 +21,17 @@ def test_shared_code_names_no_instruction_set(folder):
         assert not word.search(path.read_text()), path
 
 
+def test_no_line_is_longer_than_120_columns():
+    root = CSRC.parent
+    folders = [CSRC, root / "src", root / "tests", root / "bench"]
+    suffixes = {".c", ".h", ".def", ".py", ".pyi", ".pyx", ".pxi"}
+    paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
+    assert paths
+    for path in paths:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 120, f"{path}:{number}"
+
+
 def test_the_c_library_knows_nothing_of_python():
     for path in CSRC.rglob("*.[ch]"):
         assert "Python.h" not in path.read_text(), path

@@ -4,11 +4,12 @@
  *
  * and in reverse
  *
- *     delta_t = dy_t f'(a_t)        dx_s = sum over k of delta_{s - context[k]} W_k        dW_k = sum delta_t^T x_{t + context[k]}
+ *     delta_t = dy_t f'(a_t)        dx_s = sum over k of delta_{s - context[k]} W_k
+ *     dW_k = sum delta_t^T x_{t + context[k]}
  *
- * All steps are independent: rows are taken in chunks, sequence by sequence, and for each k the product continues the sums of
- * the one before, from rows that lie where they are. The second direction looks the other way. Deltas are so little work
- * that they are computed anew for each k. */
+ * All steps are independent: rows are taken in chunks, sequence by sequence, and for each k the product continues the
+ * sums of the one before, from rows that lie where they are. The second direction looks the other way. Deltas are so
+ * little work that they are computed anew for each k. */
 
 /* A row: a step of a sequence. */
 typedef struct {

@@ -1,10 +1,12 @@
 /* The forward loop. For a chunk of time steps the input product a = b + W x is taken as one product; then step by step
- * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y and what is to
- * be kept in its record. Some cells take a second stage for a step: a product of what the first one left in the record.
+ * each tile continues a with R h_{t-1} and goes through the cell's equations, which store h_t in its row of y and what
+ * is to be kept in its record. Some cells take a second stage for a step: a product of what the first one left in the
+ * record.
  *
  * Since a chunk of x is read before its rows of y are written, y may be x.
  *
- * The same loop carries tangents: without the bias, and through the derivatives of the equations at what is recorded. */
+ * The same loop carries tangents: without the bias, and through the derivatives of the equations at what is
+ * recorded. */
 
 /* One stage of a step: some of the cell's columns. Places are counted in reals. */
 typedef struct {
@@ -106,8 +108,8 @@ static size_t forward_packed_size(const frnn_layer *layer) {
     return (size_t)(layer->directions * forward_shape_of(layer).size) * sizeof(real);
 }
 
-/* The biases of a stage's columns, in the order of the panels: b_ih where W x is added, b_hh where R h is; and zero up to
- * the end of the row. */
+/* The biases of a stage's columns, in the order of the panels: b_ih where W x is added, b_hh where R h is; and zero up
+ * to the end of the row. */
 static void pack_biases(const forward_stage *stage, const cell_shape *s, const frnn_weights *weights, real *packed) {
     const packing *p = &stage->x;
     memset(packed, 0, (size_t)packed_width(p) * sizeof(real));
@@ -154,8 +156,8 @@ static void forward_pack(void *argument, const frnn_worker *w) {
     }
 }
 
-/* out = init + rows W for `count` rows and the panels [from, to); `step` from row to row of out, init_step of init: 0 for a
- * bias. */
+/* out = init + rows W for `count` rows and the panels [from, to); `step` from row to row of out, init_step of init: 0
+ * for a bias. */
 static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
                          int64_t to, const real *init, int64_t init_step, real *out, int64_t step) {
     const split tiles = tiles_of(count);
@@ -187,8 +189,8 @@ typedef struct {
     real **at[4];                 /* for tangents the recorded y, h, c and record */
 } forward_call;
 
-/* One stage of step t for the first `rows` of the worker's sequences, from their input products a; `source` are the rows that
- * R multiplies. */
+/* One stage of step t for the first `rows` of the worker's sequences, from their input products a; `source` are the
+ * rows that R multiplies. */
 static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
                                int64_t at) {
     const forward_shape *f = c->shape;

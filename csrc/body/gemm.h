@@ -1,11 +1,11 @@
 /* The product: packed panels and the micro-kernel that everything runs on.
  *
  * A matrix of N columns (hidden units with all their gates, or plain columns) and K rows is packed into panels: a panel
- * holds up to TILE_VECS vectors of columns side by side, for every k in turn, so the micro-kernel reads it as one stream.
- * A tile is up to TILE_ROWS rows by one panel; its sums stay in registers for the whole of k.
+ * holds up to TILE_VECS vectors of columns side by side, for every k in turn, so the micro-kernel reads it as one
+ * stream. A tile is up to TILE_ROWS rows by one panel; its sums stay in registers for the whole of k.
  *
- * Every element is one chain of fused multiply-adds in the order of k, from its initial value on, whatever the tile: this
- * is why results do not depend on the batch, the threads or the width of a vector. */
+ * Every element is one chain of fused multiply-adds in the order of k, from its initial value on, whatever the tile:
+ * this is why results do not depend on the batch, the threads or the width of a vector. */
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -24,14 +24,15 @@ INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
     return split_at(&s, i);
 }
 
-/* From row to row of n reals: an odd number of cache lines, so that those of a column do not fall into few sets of a cache. */
+/* From row to row of n reals: an odd number of cache lines, so that those of a column do not fall into few sets of a
+ * cache. */
 INLINE int64_t row_step(int64_t n) {
     const int64_t line = 64 / (int64_t)sizeof(real);
     return (divide_up(n, line) | 1) * line;
 }
 
-/* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j + 1)),
- * column by column. Of the columns, `gates` have weights, for each k in turn. */
+/* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j +
+ * 1)), column by column. Of the columns, `gates` have weights, for each k in turn. */
 typedef struct {
     int64_t units, K;
     int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
@@ -53,14 +54,14 @@ INLINE int panel_vectors(const packing *p, int64_t panel) {
 INLINE int64_t panel_units(const packing *p, int64_t panel) {
     return least(panel_vectors(p, panel) * VL, p->units - first_vector(p, panel) * VL);
 }
-/* A panel's columns stand without gaps, column g from g * panel_units on, for the last units seldom fill their vectors: `columns`
- * of them take so many. */
+/* A panel's columns stand without gaps, column g from g * panel_units on, for the last units seldom fill their vectors:
+ * `columns` of them take so many. */
 INLINE int column_vectors(const packing *p, int64_t panel, int columns) {
     return (int)divide_up(columns * panel_units(p, panel), VL);
 }
-/* A row of what the panels' products are added to: all their columns together. The last panel's columns may begin anywhere
- * in a vector, and whole vectors are read and written from there on, so the last one can reach one vector further: there is
- * room for it. What lies past the columns is read but never stored in a result. */
+/* A row of what the panels' products are added to: all their columns together. The last panel's columns may begin
+ * anywhere in a vector, and whole vectors are read and written from there on, so the last one can reach one vector
+ * further: there is room for it. What lies past the columns is read but never stored in a result. */
 INLINE int64_t packed_column(const packing *p, int64_t panel) { return first_vector(p, panel) * p->columns * VL; }
 INLINE int64_t packed_width(const packing *p) {
     const int64_t last = p->panels - 1, room = p->columns > 1 && p->units % VL > 0;
@@ -82,8 +83,8 @@ INLINE void store_upto(real *p, vec a, int64_t n) {
     }
 }
 
-/* The panels [from, to) are taken from first to last at one step and from last to first at the next, so that those last read
- * are read again while they are still in cache: of weights too large for one, a cache's worth stays. */
+/* The panels [from, to) are taken from first to last at one step and from last to first at the next, so that those last
+ * read are read again while they are still in cache: of weights too large for one, a cache's worth stays. */
 INLINE int64_t to_and_fro(int64_t n, int64_t from, int64_t to, int64_t step) {
     return step % 2 == 0 ? n : from + to - 1 - n;
 }
@@ -101,8 +102,8 @@ INLINE void transpose(vec *row) {
     }
 }
 
-/* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart. They come
- * to the second-level cache: the first one is full of the panel that streams through it. */
+/* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart.
+ * They come to the second-level cache: the first one is full of the panel that streams through it. */
 INLINE void fetch_ahead(const real *p, int64_t n) {
     for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(real)) __builtin_prefetch(p + i, 0, 2);
 }

@@ -49,8 +49,8 @@ INLINE int64_t active_before(const frnn_batch *batch, int64_t active, int64_t t,
     return active;
 }
 
-/* One worker's part of the time loop: directions, positions of sequences (its part of them, of so many), and of the hidden
- * units one part of `parts`. */
+/* One worker's part of the time loop: directions, positions of sequences (its part of them, of so many), and of the
+ * hidden units one part of `parts`. */
 typedef struct {
     int first_direction, end_direction;
     int64_t first, end;
@@ -59,7 +59,8 @@ typedef struct {
     int group; /* of the barrier at which the parts meet */
 } share;
 
-/* Where a worker's panels begin, and end: whoever has one more has the last one, whose vectors are fewer. */
+/* Where a worker's panels begin, and end: shared out like parts, but the larger ones last, for the last panels have
+ * fewer vectors. */
 INLINE int64_t first_panel(const share *s, int64_t panels) {
     return panels - part(s->parts - s->part, s->parts, panels);
 }
@@ -88,11 +89,11 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
     s->end = cut_by_steps(batch, begin, end, s->rows_part + 1, s->rows_parts);
 }
 
-/* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of up to six rows, whose weights
- * come from the second-level cache, wait for them if they are low. */
+/* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of up to six rows, whose
+ * weights come from the second-level cache, wait for them if they are low. */
 static double step_cost(int64_t rows) {
     static const double tile[] = {0, 2.2, 2.6, 3.5, 4.1, 5.1, 6.1};
-    const split tiles = split_of(rows, divide_up(rows, LENGTH(tile) - 1));
+    const split tiles = tiles_of(rows);
     if (tiles.parts == 0) return 0;
     return (double)(tiles.parts - tiles.larger) * tile[tiles.each] +
            (double)tiles.larger * tile[tiles.each + (tiles.larger > 0)];
@@ -109,14 +110,14 @@ static double largest_share(const packing *p, int n) {
     return (double)units / (double)p->units;
 }
 
-/* Multiply-adds in a nanosecond at their peak, about; and what a shared step costs each worker, in barriers: it fetches what the
- * others have written. */
+/* Multiply-adds in a nanosecond at their peak, about; and what a shared step costs each worker, in barriers: it fetches
+ * what the others have written. */
 enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 5 };
 
-/* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are sooner done by
- * two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may share out the
- * hidden units. Which takes less time is estimated: whoever has most takes longest, and a barrier takes each worker as long
- * as the next. */
+/* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are
+ * sooner done by two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may
+ * share out the hidden units. Which takes less time is estimated: whoever has most takes longest, and a barrier takes
+ * each worker as long as the next. */
 enum { ROWS_ENOUGH = 4 };
 
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates,

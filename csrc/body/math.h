@@ -1,15 +1,15 @@
 /* exp, tanh and the logistic function on vectors.
  *
- * exp: Cody & Waite (1980) reduction x = n ln2 + r with n = floor(x / ln2), so that 0 <= r < ln2, then
- * e^r = 1 + r + r^2 q(r) with q a least-squares polynomial on [0, ln2], times 2^n. As r >= 0 and all coefficients are
- * positive, every operation is monotone in x, and so is the result. Relative error of the polynomial: 2^-27.8 (float32),
- * 2^-57.1 (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
+ * exp: Cody & Waite (1980) reduction x = n ln2 + r with n = floor(x / ln2), so that 0 <= r < ln2, then e^r = 1 + r +
+ * r^2 q(r) with q a least-squares polynomial on [0, ln2], times 2^n. As r >= 0 and all coefficients are positive, every
+ * operation is monotone in x, and so is the result. Relative error of the polynomial: 2^-27.8 (float32), 2^-57.1
+ * (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
  *
  * tanh: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-29.4, 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond, with
- * the sign of x; each piece is monotone (near zero since the true slope exceeds the error). There ln2 need not be in two
- * parts: the larger n, the less the error of e counts. From TANH_RANGE / 2 on the result is 1.
- * logistic: 1 / (1 + e^-x) down to LOGISTIC_SPLIT; beyond, where the rounding of that sum would cost too much,
- * e - e * e / (1 + e) with e = e^x.
+ * the sign of x; each piece is monotone (near zero since the true slope exceeds the error). There ln2 need not be in
+ * two parts: the larger n, the less the error of e counts. From TANH_RANGE / 2 on the result is 1. logistic: 1 / (1 +
+ * e^-x) down to LOGISTIC_SPLIT; beyond, where the rounding of that sum would cost too much, e - e * e / (1 + e) with e
+ * = e^x.
  *
  * All are within 2 ULP; results below the smallest normal number are flushed to zero. */
 

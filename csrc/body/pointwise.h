@@ -1,11 +1,11 @@
-/* What follows the product: a cell's equations on every vector of a tile. A cell says in its cell_shape what it takes and
- * gives; the loops here load and store it. A tile holds `vecs` vectors of hidden units, the last of them perhaps in part: all
- * lanes are computed, and those below n are stored in the output, the record and the deltas.
+/* What follows the product: a cell's equations on every vector of a tile. A cell says in its cell_shape what it takes
+ * and gives; the loops here load and store it. A tile holds `vecs` vectors of hidden units, the last of them perhaps in
+ * part: all lanes are computed, and those below n are stored in the output, the record and the deltas.
  *
- * In a row of pre-activations the columns stand a_column apart, without gaps: past a column's units come those of the next
- * one. In reverse a row has one column, dh_t, in whole vectors. */
+ * In a row of pre-activations the columns stand a_column apart, without gaps: past a column's units come those of the
+ * next one. In reverse a row has one column, dh_t, in whole vectors. */
 
-enum { NONE = -1, COLUMNS = 4, KEPT = 6 };
+enum { NONE = -1, COLUMNS = 4, KEPT = 5 };
 
 typedef struct {
     int gates;          /* G: blocks of H rows in W, R and the biases */
@@ -105,9 +105,13 @@ INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, in
     UNROLL for (int k = 0; k < s.kept; ++k) v->kept[k] = load_upto(at->record[r] + k * H + unit, n);
 }
 
-/* From pre-activations to the output and the record; `keep` all of it, or what lasts. */
+typedef void forward_equations(int variant, int stage, forward_values *v);
+typedef void tangent_equations(int variant, int stage, forward_values *v, const reverse_values *at);
+
+/* From pre-activations to the output and the record; `keep` all of it, or what lasts. Or, given these, tangents,
+ * through the derivatives of the equations at what is recorded. */
 INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
-                         void equations(int variant, int stage, forward_values *v), const forward_point *p) {
+                         forward_equations *equations, tangent_equations *derivatives, const forward_point *p) {
     const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
     const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
     const unsigned load = stage == 1 ? s.lasting : 0;
@@ -123,7 +127,13 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
             UNROLL for (int k = 0; k < s.kept; ++k) {
                 if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
             }
-            equations(variant, stage, &v);
+            if (derivatives) {
+                reverse_values at;
+                load_recorded(s, &p->at, r, unit, n, p->H, &at);
+                derivatives(variant, stage, &v, &at);
+            } else {
+                equations(variant, stage, &v);
+            }
             UNROLL for (int k = 0; k < s.kept; ++k) {
                 if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
             }
@@ -132,37 +142,9 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
     }
 }
 
-/* The same for tangents: derivatives of the equations at what is recorded. */
-INLINE void tangent_tile(const cell_shape s, const int variant, const int stage,
-                         void equations(int variant, int stage, forward_values *v, const reverse_values *at),
-                         const forward_point *p) {
-    const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
-    const unsigned store = s.given[stage] & s.lasting, load = stage == 1 ? s.lasting : 0;
-    for (int r = 0; r < p->rows; ++r) {
-        for (int u = 0; u < p->vecs; ++u) {
-            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
-            const real *a = p->a + r * p->a_step + u * VL;
-            forward_values v;
-            reverse_values at;
-            load_recorded(s, &p->at, r, unit, n, p->H, &at);
-            UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->a_column);
-            if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
-            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
-            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
-            UNROLL for (int k = 0; k < KEPT; ++k) {
-                if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
-            }
-            equations(variant, stage, &v, &at);
-            UNROLL for (int k = 0; k < KEPT; ++k) {
-                if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
-            }
-            if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
-        }
-    }
-}
-
-/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. A gradient that comes past the product to h itself
- * (there is no c) is part of dh_t; it is added first, so that dh_t is the same however the steps are cut into windows. */
+/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. A gradient that comes past the product to h
+ * itself (there is no c) is part of dh_t; it is added first, so that dh_t is the same however the steps are cut into
+ * windows. */
 INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
                          void equations(int variant, int stage, reverse_values *v), const real *tile,
                          const reverse_point *p) {
@@ -208,29 +190,27 @@ static void project_backward(const real *tile, const reverse_point *p) {
 }
 
 /* The tile of a cell: a stage that the cell does not have, and a record that it need not tell apart, cost no code. */
-INLINE void forward_cell(const cell_shape s, const int variant,
-                         void equations(int variant, int stage, forward_values *v), const forward_point *p) {
+INLINE void forward_cell(const cell_shape s, const int variant, forward_equations *equations, const forward_point *p) {
     const unsigned optional = (s.given[0] | s.given[1]) & ~s.lasting;
     if (s.given[1] && p->stage == 1) {
         if (p->keep) {
-            forward_tile(s, variant, 1, 1, equations, p);
+            forward_tile(s, variant, 1, 1, equations, NULL, p);
         } else {
-            forward_tile(s, variant, 1, 0, equations, p);
+            forward_tile(s, variant, 1, 0, equations, NULL, p);
         }
     } else if (optional && p->keep) {
-        forward_tile(s, variant, 0, 1, equations, p);
+        forward_tile(s, variant, 0, 1, equations, NULL, p);
     } else {
-        forward_tile(s, variant, 0, 0, equations, p);
+        forward_tile(s, variant, 0, 0, equations, NULL, p);
     }
 }
 
-INLINE void tangent_cell(const cell_shape s, const int variant,
-                         void equations(int variant, int stage, forward_values *v, const reverse_values *at),
+INLINE void tangent_cell(const cell_shape s, const int variant, tangent_equations *derivatives,
                          const forward_point *p) {
     if (s.given[1] && p->stage == 1) {
-        tangent_tile(s, variant, 1, equations, p);
+        forward_tile(s, variant, 1, 0, NULL, derivatives, p);
     } else {
-        tangent_tile(s, variant, 0, equations, p);
+        forward_tile(s, variant, 0, 0, NULL, derivatives, p);
     }
 }
 

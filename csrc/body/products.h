@@ -161,8 +161,8 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
     }
 }
 
-/* All products over the chunk's `count` rows, shared out to all workers; and the deltas of the chunk's last step, `last`
- * rows, put by for the next one. */
+/* All products over the chunk's `count` rows, shared out to all workers; and the deltas of the chunk's last step,
+ * `last` rows, put by for the next one. */
 static void reverse_products(const reverse_call *c, int d, const reverse_direction *v, int64_t count, int64_t last) {
     const reverse_shape *f = &c->shape;
     const int id = c->worker->id, size = c->worker->size;

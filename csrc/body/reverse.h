@@ -12,7 +12,8 @@
 enum { BLOCK_ROWS = 256 };            /* rows that a sum over rows takes at a time */
 #define CHUNK_MACS ((int64_t)1 << 31) /* multiply-adds of a chunk's steps, and of its sums, at most */
 
-/* One stage of a step's products: dh from columns of deltas of the following step or, in a second stage, of this one. */
+/* One stage of a step's products: dh from columns of deltas of the following step or, in a second stage, of this
+ * one. */
 typedef struct {
     packing p;      /* K deltas -> units */
     int64_t delta;  /* the first of those columns */
@@ -50,7 +51,8 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     f.p_at = f.W_at + (int64_t)packed_size(&f.W);
     f.p_step = divide_up(H, VL) * VL;
     f.size = f.p_at + (s->peephole ? 3 * f.p_step : 0);
-    /* Few enough that a chunk is over soon after Ctrl-C; from sizes alone, since the order of the sums depends on it. */
+    /* Few enough that a chunk is over soon after Ctrl-C; from sizes alone, since the order of the sums depends on
+     * it. */
     f.rows = most(32, least(BLOCK_ROWS, CHUNK_MACS / (f.columns * (I + O))));
     f.step = row_step(f.columns + (f.projected ? O : 0));
     f.input_step = mapped_step(layer, s);
@@ -110,7 +112,8 @@ static size_t reverse_packed_size(const frnn_layer *layer) {
     return (size_t)(layer->directions * reverse_shape_of(layer).size) * sizeof(real);
 }
 
-/* Packs the panels that fall to this worker of a matrix whose rows are blocks of `height`, taken in the order of block. */
+/* Packs the panels that fall to this worker of a matrix whose rows are blocks of `height`, taken in the order of
+ * block. */
 static void pack_blocks(const packing *p, const real *matrix, const int *block, int64_t height, const frnn_worker *w,
                         real *packed) {
     for (int64_t j = part(w->id, w->size, p->panels); j < part(w->id + 1, w->size, p->panels); ++j) {
@@ -189,8 +192,8 @@ static void clip(real *values, int64_t n, double limit) {
     for (int64_t i = 0; i < n; i += VL) v_store(values + i, v_max(low, v_min(high, v_load(values + i))));
 }
 
-/* What comes back to a step in a tile of dh is clipped before dy is added. What passes beside the products to h itself is
- * part of it. */
+/* What comes back to a step in a tile of dh is clipped before dy is added. What passes beside the products to h itself
+ * is part of it. */
 static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
     const cell_shape *s = &c->shape.cell.shape;
     for (int r = 0; r < p->rows; ++r) {
@@ -204,7 +207,8 @@ static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
     }
 }
 
-/* dh of a stage for positions [p, p + height), panel j, from rows of deltas by position; zero if nothing is multiplied. */
+/* dh of a stage for positions [p, p + height), panel j, from rows of deltas by position; zero if nothing is
+ * multiplied. */
 INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, int64_t p, int height, int64_t j,
                     const real *deltas, real *tile) {
     const reverse_stage *stage = &c->shape.stage[i];
@@ -215,8 +219,8 @@ INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, in
                                        zeros, 0, tile, vecs * VL);
 }
 
-/* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the step
- * before, and c_t has been fetched as the c_{t-1} of the step after. */
+/* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the
+ * step before, and c_t has been fetched as the c_{t-1} of the step after. */
 INLINE void fetch_recorded(const reverse_shape *f, const reverse_point *p) {
     const cell_shape *s = &f->cell.shape;
     const int64_t n = p->vecs * VL;
@@ -231,8 +235,9 @@ INLINE void fetch_recorded(const reverse_shape *f, const reverse_point *p) {
     }
 }
 
-/* One stage of step t, the one at hand, for positions [from, to) and the worker's panels: `deltas`, row by position, are those of
- * the following step or, in a second stage, of this one. Without them dh begins as the gradient of the last state. */
+/* One stage of step t, the one at hand, for positions [from, to) and the worker's panels: `deltas`, row by position,
+ * are those of the following step or, in a second stage, of this one. Without them dh begins as the gradient of the
+ * last state. */
 static void reverse_stage_step(const reverse_call *c, int d, int i, const reverse_direction *v, int64_t t, int64_t from,
                                int64_t to, const real *deltas) {
     const reverse_shape *f = &c->shape;
@@ -278,8 +283,8 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     }
 }
 
-/* What passes beside the products to c: for positions [from, to), whose last step this is, it begins as the gradient of the
- * last c; for those before, it is clipped if that was asked for. */
+/* What passes beside the products to c: for positions [from, to), whose last step this is, it begins as the gradient of
+ * the last c; for those before, it is clipped if that was asked for. */
 static void begin_direct(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *units = &c->shape.stage[c->shape.stages - 1].p;
     const share *s = &c->share;
@@ -392,8 +397,8 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
     }
 }
 
-/* Where a chunk begins that ends before step `end`, at which `active` positions are active (if any is); the rows it has and those of
- * its first step. */
+/* Where a chunk begins that ends before step `end`, at which `active` positions are active (if any is); the rows it has
+ * and those of its first step. */
 typedef struct {
     int64_t begin, active, rows, first_rows;
 } chunk;

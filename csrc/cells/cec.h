@@ -1,5 +1,5 @@
-/* The constant error carousel (Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 9, 1997, section 3.2):
- * a self-loop of weight 1 and nothing else,
+/* The constant error carousel (Hochreiter & Schmidhuber, "Long short-term memory", Neural Computation 9, 1997, section
+ * 3.2): a self-loop of weight 1 and nothing else,
  *
  *     a_t = W g(x_t) + b        c_t = c_{t-1} + a_t        y_t = c_t or tanh(c_t)
  *

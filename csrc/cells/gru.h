@@ -6,8 +6,8 @@
  *
  *     n = tanh(m + r q), m = W_n x_t + b_in, q = R_n h_{t-1} + b_hn        h_t = (1 - z) n + z h_{t-1}
  *
- * or, in the original with the reset before the product, n = tanh(a_n), a_n = W_n x_t + b_n + R_n (r h_{t-1}): a second stage of
- * the step. Kept of every step are r, z, n and q, or r, z, n and r h_{t-1}. */
+ * or, in the original with the reset before the product, n = tanh(a_n), a_n = W_n x_t + b_n + R_n (r h_{t-1}): a second
+ * stage of the step. Kept of every step are r, z, n and q, or r, z, n and r h_{t-1}. */
 
 enum { GRU_RESET_BEFORE = 1 };
 

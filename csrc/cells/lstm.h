@@ -1,13 +1,13 @@
-/* Long short-term memory (Hochreiter & Schmidhuber, Neural Computation 9, 1997; forget gate: Gers, Schmidhuber & Cummins,
- * Neural Computation 12, 2000; peepholes: Gers & Schmidhuber, IJCNN 2000):
+/* Long short-term memory (Hochreiter & Schmidhuber, Neural Computation 9, 1997; forget gate: Gers, Schmidhuber &
+ * Cummins, Neural Computation 12, 2000; peepholes: Gers & Schmidhuber, IJCNN 2000):
  *
  *     a_k = W_k x_t + b_k + R_k h_{t-1}        for each gate k, with peepholes
  *           + p_i c_{t-1} (i), + p_f c_{t-1} (f), + p_o c_t (o)
  *     i = logistic(a_i)    f = logistic(a_f)    g = tanh(a_g)    o = logistic(a_o)
  *     c_t = f c_{t-1} + i g                    h_t = o tanh(c_t)
  *
- * Without a forget gate (the original) f = 1; coupled (Greff et al., IEEE Trans. NNLS 28, 2017) f = 1 - i: then the gates are
- * i, g, o. Kept of every step are the gates, then c_t. */
+ * Without a forget gate (the original) f = 1; coupled (Greff et al., IEEE Trans. NNLS 28, 2017) f = 1 - i: then the
+ * gates are i, g, o. Kept of every step are the gates, then c_t. */
 
 enum { LSTM_ORIGINAL = 1, LSTM_COUPLED = 2, LSTM_PEEPHOLE = 4 };
 
@@ -71,23 +71,20 @@ INLINE void lstm_tangent(const int variant, const int stage, forward_values *v, 
     v->kept[C] = dc;
 }
 
-/* dJ/da of a logistic gate s, from dJ/ds */
-INLINE vec lstm_gate_gradient(vec s, vec ds) { return activation_gradient(LOGISTIC, s, ds); }
-
 INLINE void lstm_backward(const int variant, const int stage, reverse_values *v) {
     (void)stage;
     const int G = lstm_g(variant), O = lstm_o(variant), C = lstm_c(variant), peephole = variant & LSTM_PEEPHOLE;
     const vec i = v->kept[0], g = v->kept[G], o = v->kept[O], tanh_c = v_tanh(v->kept[C]);
-    const vec da_o = lstm_gate_gradient(o, v_mul(v->dh, tanh_c)); /* h_t = o tanh(c_t) */
+    const vec da_o = activation_gradient(LOGISTIC, o, v_mul(v->dh, tanh_c)); /* h_t = o tanh(c_t) */
     vec dc = v_add(v->direct, activation_gradient(TANH, tanh_c, v_mul(v->dh, o)));
     if (peephole) dc = v_fma(v->p[2], da_o, dc);                                      /* a_o: p_o c_t */
     const vec da_g = activation_gradient(TANH, g, v_mul(dc, i));                      /* c_t: i g */
     const vec di = variant & LSTM_COUPLED ? v_mul(dc, v_sub(g, v->c)) : v_mul(dc, g); /* c_t: i g [+ (1 - i) c] */
-    const vec da_i = lstm_gate_gradient(i, di);
+    const vec da_i = activation_gradient(LOGISTIC, i, di);
     vec dc_before = dc;
     if (variant & LSTM_COUPLED) dc_before = v_mul(dc, v_sub(v_set1(1), i)); /* c_t: (1 - i) c_{t-1} */
     if (G == 2) {
-        const vec da_f = lstm_gate_gradient(v->kept[1], v_mul(dc, v->c)); /* c_t: f c_{t-1} */
+        const vec da_f = activation_gradient(LOGISTIC, v->kept[1], v_mul(dc, v->c)); /* c_t: f c_{t-1} */
         dc_before = v_mul(dc, v->kept[1]);
         if (peephole) dc_before = v_fma(v->p[1], da_f, dc_before); /* a_f: p_f c_{t-1} */
         v->delta[1] = da_f;

@@ -8,7 +8,7 @@ compiler: str
 
 _States = tuple[NDArray, ...]
 _Record = tuple[NDArray, NDArray, NDArray | None, _States, bool]
-_Weights = tuple[tuple[NDArray | None, NDArray | None, NDArray | None, NDArray | None], ...]
+_Weights = tuple[tuple[NDArray | None, ...], ...]
 
 def isas() -> tuple[str, ...]: ...
 def get_isa() -> str: ...

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The binding to the C library: pointers in, one call without the GIL, one status out.
 
-Arrays that arrive here have been checked by the layers: they are C-contiguous, aligned, of the layer's dtype, and of the
-shapes that fastrnn.h states. Only their sizes are looked at again, since a wrong one would be a crash.
+Arrays that arrive here have been checked by the layers: they are C-contiguous, aligned, of the layer's dtype, and of
+the shapes that fastrnn.h states. Only their sizes are looked at again, since a wrong one would be a crash.
 """
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -77,7 +77,7 @@ cdef frnn_dtype dtype_of(array) except *:
 
 
 cdef int should_stop(void *context) noexcept with gil:
-    """Has Ctrl-C been pressed? The exception stays set and is raised once the call has returned."""
+    """Has Ctrl-C been pressed? The exception is put by, and raised once the call has returned."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -143,8 +143,8 @@ cdef class Batch:
             self.rows = self.starts[B]
 
     def window(self, int64_t begin, int64_t end):
-        """Steps [begin, end) of the sequences, counted as each direction reads them. Arrays are those of the whole batch,
-        but for what a call says is the window's own: (end - begin, B, .), in reading order."""
+        """Steps [begin, end) of the sequences, counted as each direction reads them. Arrays are those of the whole
+        batch, but for what a call says is the window's own: (end - begin, B, .), in reading order."""
         cdef Batch window = Batch(end - begin, self.B, batch_first=self.batch_first)
         window.whole, window.begin, window.rows = self, begin, self.rows
         window.batch.begin, window.batch.whole = begin, &self.batch
@@ -156,8 +156,8 @@ cdef class Batch:
 
     @staticmethod
     def gathered(rows, int64_t total):
-        """One step of len(rows) sequences: sequence b's row is number rows[b] (int64, contiguous) of the `total` rows that
-        arrays have."""
+        """One step of len(rows) sequences: sequence b's row is number rows[b] (int64, contiguous) of the `total`
+        rows that arrays have."""
         cdef Batch batch = Batch(1, len(rows))
         if len(rows) and not (0 <= rows.min() and rows.max() < total):
             raise ValueError(f"rows: expected numbers in 0..{total - 1}")
@@ -198,8 +198,8 @@ cdef class Packed:
 
 @cython.final
 cdef class Kernel:
-    """One layer's kernels: a cell, its dtype and its sizes; O is H unless the outputs are projected, and context (int64,
-    contiguous) is for the cells that have one."""
+    """One layer's kernels: a cell, its dtype and its sizes; O is H unless the outputs are projected, and context
+    (int64, contiguous) is for the cells that have one."""
 
     cdef frnn_layer layer
     cdef frnn_shape shape
@@ -266,6 +266,9 @@ cdef class Kernel:
             c[0] = data_of(arrays[self.shape.h], rows * self.layer.hidden_size, self.itemsize)
         return 0
 
+    cdef Loan workspace(self, Packed packed, int threads, Batch batch, frnn_pass which):
+        return borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, which))
+
     def sizes(self, Batch batch, int threads):
         """Bytes of the packed weights and of the workspace, each (forward, backward)."""
         return ((frnn_packed_size(chosen, &self.layer, FRNN_FORWARD),
@@ -274,14 +277,15 @@ cdef class Kernel:
                  frnn_workspace_size(chosen, threads, &self.layer, &batch.batch, FRNN_BACKWARD)))
 
     def chunk_begin(self, Batch batch, int64_t end):
-        """Where backward's chunk begins that ends before step `end`, itself such a begin or T. Windows cut at these give
-        the bits of one call."""
+        """Where backward's chunk begins that ends before step `end`, itself such a begin or T. Windows cut at these
+        give the bits of one call."""
         return frnn_chunk_begin(&self.layer, &batch.batch, end)
 
     def run_forward(self, Batch batch, Packed packed, x, y, tuple states, tuple new_states, int threads, kept=None,
                     x_copy=None, y_copy=None, bint in_window=False):
-        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*H; None: nothing) from x (rows of I) and the
-        states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the window's own."""
+        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*H; None: nothing) from x (rows of I)
+        and the states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the window's
+        own."""
         cdef frnn_forward_args args
         cdef frnn_rows copy
         cdef frnn_status status
@@ -300,7 +304,7 @@ cdef class Kernel:
         self.states_of(batch, states, <void **>&args.h0, <void **>&args.c0)
         self.states_of(batch, new_states, &args.hT, &args.cT)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
+        workspace = self.workspace(packed, threads, batch, FRNN_FORWARD)
         args.workspace = workspace.block.data
         with nogil:
             status = frnn_forward(packed.isa, threads, &self.layer, &batch.batch, &args)
@@ -332,7 +336,7 @@ cdef class Kernel:
         self.states_of(batch, dstates, <void **>&args.h0, <void **>&args.c0)
         self.states_of(batch, new_dstates, &args.hT, &args.cT)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_FORWARD))
+        workspace = self.workspace(packed, threads, batch, FRNN_FORWARD)
         args.workspace = workspace.block.data
         with nogil:
             status = frnn_jvp(packed.isa, threads, &self.layer, &batch.batch, &at, &args)
@@ -340,10 +344,10 @@ cdef class Kernel:
 
     def run_backward(self, Batch batch, Packed packed, record, dy, dstates, dx, tuple initial, gradients,
                      int threads, bint add=False, double clip_step=0):
-        """Fill dx, the gradients of the initial states and of the weights, at what forward recorded; dy and dstates (a
-        tuple as states, or any of it) may be None: zero. dx is added to if D is 2, the gradients if `add`; of a recurrent
-        layer each may be None: not wanted. initial may be dstates. A clip_step that is not 0 clips what passes from step to
-        step."""
+        """Fill dx, the gradients of the initial states and of the weights, at what forward recorded; dy and dstates
+        (a tuple as states, or any of it) may be None: zero. dx is added to if D is 2, the gradients if `add`; of a
+        recurrent layer each may be None: not wanted. initial may be dstates. A clip_step that is not 0 clips what
+        passes from step to step."""
         cdef frnn_backward_args args
         cdef frnn_weights sums[2]
         cdef frnn_status status
@@ -359,7 +363,7 @@ cdef class Kernel:
         self.states_of(batch, dstates, <void **>&args.dhT, <void **>&args.dcT)
         self.states_of(batch, initial, &args.dh0, &args.dc0)
         args.interrupt = frnn_interrupt(should_stop, <void *>interruption)
-        workspace = borrow(self.shelf, frnn_workspace_size(packed.isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD))
+        workspace = self.workspace(packed, threads, batch, FRNN_BACKWARD)
         args.workspace = workspace.block.data
         with nogil:
             status = frnn_backward(packed.isa, threads, &self.layer, &batch.batch, &args)

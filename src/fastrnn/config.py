@@ -11,7 +11,7 @@ _chosen: int | None = None
 
 
 def set_num_threads(n: int) -> None:
-    """Use ``n`` threads (at least 1) from the next call on, for all layers of the process.
+    """Use ``n`` threads (at least 1; beyond 256, 256) from the next call on, for all layers of the process.
 
     Raises TypeError if ``n`` is no integer, ValueError if it is less than 1.
     """
@@ -22,7 +22,10 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The number of threads that calls use: what ``set_num_threads`` said, else the environment variable
     ``FASTRNN_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity, and
-    the quota of its control group). ValueError if ``FASTRNN_NUM_THREADS`` is set to anything else."""
+    the quota of its control group), as they are when this or a layer is first called.
+
+    Raises ValueError if ``FASTRNN_NUM_THREADS`` is anything but an integer of at least 1.
+    """
     if _chosen is None:
         set_num_threads(_default_threads())
     return _chosen

@@ -7,6 +7,7 @@ layer of the stack, which run one layer over one batch: the C kernels here, plai
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 from collections.abc import Mapping
@@ -41,6 +42,10 @@ class Parameters(dict):
 
     def _fixed(self, *args, **kwargs):
         raise TypeError("params: the set of a layer's parameters is fixed")
+
+    def __reduce__(self):
+        """Copies and pickles are plain dicts: they belong to no layer."""
+        return dict, (dict(self),)
 
     __delitem__ = pop = popitem = clear = setdefault = _fixed
 
@@ -256,27 +261,20 @@ class Layer(Inference):
             own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
             widths = self._output_width, self._kept_width(engine)
             level = Level(engine, engine.pack(self._weights[k], threads), x, mask, own[0], *widths)
-            y = self._record(level, batch, own[1], every, x_copy if k == 0 else None, k == self.num_layers - 1)
+            y = self._record(level, batch, own[1], threads, every, x_copy if k == 0 else None, k == self.num_layers - 1)
             level.packed_back = engine.pack(self._weights[k], threads, backward=True)
             tape._levels.append(level)
             x = y
         return y, self._pack_state(new_states), tape
 
-    def _record(self, level, batch, new_states, every, x_copy, last):
+    def _record(self, level, batch, new_states, threads, every, x_copy, last):
         """Run one layer of the stack, and keep its record or its checkpoints. Returns y: of the last layer one of the
         caller's own."""
-        engine, threads, rows = level.engine, config.get_num_threads(), level.x.shape[:-1]
-
-        def empty(width):
-            array = engine.empty((*rows, width), self.dtype)
-            if batch.padded:  # zero where no step will write
-                array.fill(0)
-            return array
-
-        y = empty(self._output_width)
+        engine, rows = level.engine, functools.partial(level.rows, level.x.shape[:-1], padded=batch.padded)
+        y = rows(self._output_width)
         if every is None:
-            level.y, level.kept = y, empty(level.kept_width) if level.kept_width else None
-            y_copy = empty(self._output_width) if last else None
+            level.y, level.kept = y, rows(level.kept_width)
+            y_copy = rows(self._output_width) if last else None
             engine.run_forward(
                 batch, level.packed, level.x, y, level.states, new_states, threads, level.kept, x_copy, y_copy
             )

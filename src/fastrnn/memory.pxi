@@ -1,9 +1,9 @@
 """Memory that a layer uses again from call to call.
 
-The first use of fresh memory is slow (the system finds and clears every page), and a training step needs as much of it as
-its steps are long. So what a call no longer needs goes to a list, the shelf of its kernel (a stack has one for each level),
-and the next call of about the same size takes it from there. An array over such memory lends it for as long as anything
-refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the oldest are freed.
+The first use of fresh memory is slow (the system finds and clears every page), and a training step needs as much of it
+as its steps are long. So what a call no longer needs goes to a list, the shelf of its kernel (a stack has one for each
+level), and the next call of about the same size takes it from there. An array over such memory lends it for as long as
+anything refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the oldest are freed.
 """
 from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdlib cimport free
@@ -56,7 +56,8 @@ cdef class Block:
 @cython.final
 @cython.no_gc
 cdef class Loan:
-    """A block until nothing refers to it any more; then, unless it is small or very large, it goes back to its shelf."""
+    """A block until nothing refers to it any more; then, unless it is small or very large, it goes back to its
+    shelf."""
 
     cdef Block block
     cdef list shelf

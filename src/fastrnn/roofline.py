@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import _core
+from . import _core, checks
 
 __all__ = ["Level", "Roofline", "Work", "fma_peak", "levels", "limit_seconds", "measure", "read_bandwidth"]
 
@@ -155,6 +155,7 @@ def levels(sysfs: Path = SYSFS_CACHES) -> tuple[Level, ...]:
 
 def fma_peak(dtype: DTypeLike = np.float32, threads: int = 1, seconds: float = 0.01) -> float:
     """FLOP/s of ``threads`` cores that run fused multiply-adds in registers; measures for ``seconds``."""
+    checks.positive_integer(threads, "threads")
     return _rate(lambda rounds: _core.fma_loop(dtype, rounds, threads), seconds)
 
 
@@ -165,6 +166,7 @@ def read_bandwidth(level: Level, threads: int = 1, seconds: float = 0.01) -> flo
     one before: too large for the nearer caches, small enough for this one. For memory it is four times its
     share of the last cache.
     """
+    checks.positive_integer(threads, "threads")
     hierarchy = levels()
     place = hierarchy.index(level)
     below = hierarchy[place - 1].capacity(threads) if place else 0

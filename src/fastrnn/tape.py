@@ -47,7 +47,7 @@ class Level:
         """The whole of it."""
         if self.checkpoints is None:
             return Record(self.x, self.y, self.kept, self.states)
-        y, kept = (self._rows(self.x.shape[:-1], width, batch.padded) for width in (self.width, self.kept_width))
+        y, kept = (self.rows(self.x.shape[:-1], width, batch.padded) for width in (self.width, self.kept_width))
         self._run(batch, y, kept, self.states, threads)
         return Record(self.x, y, kept, self.states)
 
@@ -60,14 +60,15 @@ class Level:
         begins = [begin for begin, _ in self.checkpoints]
         parts = list(zip(self.checkpoints, [*begins[1:], batch.T], strict=True))
         longest = max(end - begin for (begin, _), end in parts)
-        y, kept = (self._rows((longest, batch.B), width, False) for width in (self.width, self.kept_width))
+        y, kept = (self.rows((longest, batch.B), width, False) for width in (self.width, self.kept_width))
         for (begin, states), end in reversed(parts) if back else parts:
             window = batch.window(begin, end)
             own = y[: end - begin], None if kept is None else kept[: end - begin]
             self._run(window, *own, states, threads, in_window=True)
             yield window, Record(self.x, *own, states, True)
 
-    def _rows(self, shape, width, padded):
+    def rows(self, shape, width, padded):
+        """An array for a row of ``width`` at every step, zero where none will be written; None without any width."""
         rows = self.engine.empty((*shape, width), self.x.dtype) if width else None
         if padded and width:
             rows.fill(0)

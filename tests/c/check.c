@@ -1,5 +1,6 @@
-/* The C library's own test program: every instruction set, element type, cell and number of threads over awkward shapes,
- * forward and backward, in buffers of exactly the documented sizes, so that sanitizers and emulators see every access.
+/* The C library's own test program: every instruction set, element type, cell and number of threads over awkward
+ * shapes, forward and backward, in buffers of exactly the documented sizes, so that sanitizers and emulators see every
+ * access.
  *
  * With FMA all results must be the same bits; "generic" must be close. The checksum printed last is the same on every
  * processor with FMA. */
@@ -115,8 +116,9 @@ static void must_equal(frnn_dtype dtype, const void *a, const void *b, int64_t c
     }
 }
 
-/* A recurrent layer once more from checkpoints: states at the begins of windows, then each window's record anew and its part
- * of the gradients, from the last one to the first. All bits must be those of one call, which is described by the args. */
+/* A recurrent layer once more from checkpoints: states at the begins of windows, then each window's record anew and its
+ * part of the gradients, from the last one to the first. All bits must be those of one call, which is described by the
+ * args. */
 static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           frnn_forward_args forward, frnn_backward_args backward, int64_t rows) {
     enum { WINDOWS = 400 };
