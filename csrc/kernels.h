@@ -18,6 +18,7 @@ typedef struct {
     void *packed;
     const frnn_interrupt *interrupt;
     atomic_int stopped, leaving[FRNN_GROUPS];
+    double macs; /* multiply-adds since worker 0 last asked whether to stop */
 } frnn_job;
 
 /* A pass over a layer's steps. Sizes are in bytes. */

@@ -193,12 +193,22 @@ class TestBench:
             main(["bench", *arguments])
         assert arguments[0] in capsys.readouterr().err
 
+    def test_too_large_a_shape(self, capsys):
+        assert main(["bench", "--shapes", "1x1x1x99999999"]) == 2
+        assert "fastrnn bench: error: not enough memory" in capsys.readouterr().err
+
     def test_unwritable_json_is_found_before_measuring(self, tmp_path, capsys):
         assert main(["bench", "--json", str(tmp_path / "missing" / "out.json")]) == 2
         assert "--json: cannot write" in capsys.readouterr().err
 
 
 class TestMain:
+    def test_a_bad_environment(self):
+        env = os.environ | {"FASTRNN_NUM_THREADS": "many"}
+        run = subprocess.run([sys.executable, "-m", "fastrnn", "info"], env=env, capture_output=True, text=True)
+        assert run.returncode == 2
+        assert run.stderr.startswith("fastrnn info: error: FASTRNN_NUM_THREADS: expected")
+
     def test_no_command(self, capsys):
         with pytest.raises(SystemExit, match="2"):
             main([])

@@ -47,8 +47,18 @@ def test_parameters_alone_become_a_dict(backend, way):
 
 def test_parameters_cannot_be_exchanged():
     layer = fastrnn.RNN(3, 4)
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match=r"^params: "):
         layer.params = {}
+
+
+def test_parameters_are_all_changed_or_none():
+    layer = fastrnn.RNN(3, 4)
+    ones = {name: np.ones_like(value) for name, value in layer.params.items()}
+    with pytest.raises(ValueError, match=r"^bias_hh_l0: expected shape \(4,\), got \(5,\)"):
+        layer.params.update(ones | {"bias_hh_l0": np.ones(5)})
+    assert not any((value == 1).any() for value in layer.params.values())
+    layer.params |= ones
+    assert all((value == 1).all() for value in layer.params.values())
 
 
 @pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("a", TypeError)])

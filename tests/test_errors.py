@@ -269,6 +269,8 @@ OPTIONS = [
     ("dropout", 1.5, "1.5"),
     ("dropout", np.nan, "nan"),
     ("dropout", "half", "'?half'?|str"),
+    ("dropout", "0.5", "'0.5'"),
+    ("dropout", True, "True"),
     ("dtype", int, r"int\w*"),
     ("dtype", np.int32, "int32"),
     ("dtype", np.float16, "float16"),

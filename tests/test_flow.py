@@ -251,6 +251,19 @@ def test_bad_arguments(gradient_flow, arguments, error, message):
         gradient_flow(given.pop("layer", reference.RNN(INPUTS, HIDDEN)), given.pop("x"), given.pop("dy"), **given)
 
 
+@pytest.mark.parametrize("cls", ["RNN", "LSTM", "GRU", "CEC"])
+@pytest.mark.parametrize("lengths", [(23, 3), (0, 0), (24, 0), ()], ids=str)
+def test_no_sequence_reaches_the_last_steps(cls, lengths, rng):
+    x, dy = rng.standard_normal((40, len(lengths), 3)), rng.standard_normal((40, len(lengths), 4))
+    layers = [getattr(package, cls)(3, 4, seed=0, dtype=np.float64) for package in (fastrnn, reference)]
+    got, want = (
+        package.gradient_flow(layer, x, dy, lengths=np.array(lengths, int))
+        for package, layer in zip((fastrnn, reference), layers, strict=True)
+    )
+    np.testing.assert_allclose(got.flow, want.flow, rtol=1e-9)
+    np.testing.assert_allclose(got.lag_gradient, want.lag_gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_max_lag_without_steps(gradient_flow):
     with pytest.raises(ValueError, match="max_lag: expected None without steps, got 0"):
         gradient_flow(reference.RNN(INPUTS, HIDDEN), np.ones((0, 1, INPUTS)), np.ones((0, 1, HIDDEN)), max_lag=0)

@@ -218,7 +218,10 @@ class TestModel:
         (["--steps", "900"], "expected at least 1,801 characters"),
         (["--out", "{folder}"], "cannot write"),
         (["--out", "{folder}/none/flow.png"], "cannot write"),
-        (["--out", "{folder}/flow.xyz"], "--out: "),
+        (["--out", "{folder}/flow.xyz"], "--out: expected a file that ends in .png"),
+        (["--json", "."], "--json: cannot write .: not a regular file"),
+        (["--level", "0"], "expected --model as well"),
+        (["--direction", "1"], "expected --model as well"),
     ],
 )
 def test_errors_of_the_command(arguments, message, text_file, tmp_path, capsys):

@@ -138,6 +138,21 @@ def test_a_failure_leaves_the_old_file(saved, step, error, rng, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_regular_file_stays(tmp_path, rng):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        storage.save(path, "RNN", SIZES, drawn("RNN", SIZES, rng))
+    assert path.is_fifo()
+    assert only(path)
+
+
+def test_a_null_character_in_a_path(rng):
+    with pytest.raises(ValueError, match=r"^path: expected a path without a null character"):
+        storage.save("a\0b", "RNN", SIZES, drawn("RNN", SIZES, rng))
+
+
 def test_a_full_disk(saved):
     script = """
 import resource, sys

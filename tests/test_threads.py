@@ -106,6 +106,7 @@ LONG = {
     "GRU, reset before": ("GRU", {"reset_after": False}, 1, 1024, 10000, 1000),
     "CEC": ("CEC", {}, 2000, 2000, 8000, 4000),
     "TDNN": ("TDNN", {}, 800, 800, 12000, 4000),
+    "one step": ("LSTM", {}, 1024, 1024, 1, 1, 8000),
 }
 
 INTERRUPT = """
@@ -114,9 +115,10 @@ import numpy as np
 import fastrnn
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have left it ignored
-cls, options, inputs, units, steps, few = eval(sys.argv[2])
+cls, options, inputs, units, steps, few, *batch = eval(sys.argv[2])
+batch = batch[0] if batch else 1
 layer = getattr(fastrnn, cls)(inputs, units, dtype=np.float64, seed=1, **options)
-short, long = np.ones((3, 1, inputs)), np.ones((steps, 1, inputs))
+short, long = np.ones((3, 1, inputs)), np.ones((steps, batch, inputs))
 before = layer(short)[0].tobytes()
 
 if sys.argv[1] == "inference":

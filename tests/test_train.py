@@ -153,6 +153,21 @@ class TestLinear:
         assert one.dtype == np.float32
         assert 0.2 < np.abs(one).max() <= 0.25
 
+    def test_the_tape_is_complete_in_itself(self):
+        head, x, dy = Linear(4, 3, seed=0), np.ones((2, 4), np.float32), np.ones((2, 3), np.float32)
+        _, tape = head.forward(x)
+        before = head.backward(tape, dy)
+        x[...] = 7
+        head.params["weight"][...] = 7
+        after = head.backward(tape, dy)
+        np.testing.assert_array_equal(after.x, before.x)
+        np.testing.assert_array_equal(after.params["weight"], before.params["weight"])
+
+    @pytest.mark.parametrize("tape", [None, np.ones((2, 4)), Linear(4, 5).forward(np.ones((2, 4)))[1]])
+    def test_what_is_no_tape(self, tape):
+        with pytest.raises(TypeError, match=r"^tape: expected what this head's forward returned"):
+            Linear(4, 3).backward(tape, np.ones((2, 3)))
+
     def test_bad_input(self):
         head = Linear(4, 3)
         _, tape = head.forward(np.zeros((2, 4)))

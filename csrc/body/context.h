@@ -152,7 +152,6 @@ static void context_work(void *argument, const frnn_worker *w) {
     const int64_t total = total_rows(job->batch), end = part(w->id + 1, w->size, total);
     int64_t row = part(w->id, w->size, total), count;
     cursor at = cursor_at(job->batch, row);
-    double macs = 0;
     memset(outside, 0, (size_t)outside_width(&f, layer) * sizeof(real));
     for (; row < end && !atomic_load(&job->stopped); row += count) {
         count = least(f.rows, end - row);
@@ -163,8 +162,8 @@ static void context_work(void *argument, const frnn_worker *w) {
             const real *init = record ? outside : bias;
             for (int k = 0; k < layer->contexts; ++k, W += packed_size(&f.W)) {
                 if (args->x.data) shifted_rows(&args->x, places, count, offset_of(layer, k, d), 0, outside, rows);
-                product_rows(&product, W, (const real *const *)rows, count, 0, f.W.panels, k ? a : init, k ? width : 0,
-                             a, width);
+                const product_sums sums = {k ? a : init, k ? width : 0, a, width};
+                product_rows(job, w, &product, W, (const real *const *)rows, count, 0, f.W.panels, sums);
             }
             shifted_rows(&args->y, places, count, 0, d * H, NULL, y);
             if (record) shifted_rows(&record->y, places, count, 0, d * H, NULL, at_y);
@@ -181,8 +180,7 @@ static void context_work(void *argument, const frnn_worker *w) {
         }
         if (args->x_copy) shifted_rows(&args->x, places, count, 0, 0, NULL, rows);
         copy_rows(rows, count, &args->x, args->x_copy, 0, I);
-        macs += (double)count * (double)H * (double)I * layer->contexts * layer->directions;
-        poll(job, w, &macs);
+        poll(job, w, (double)count * (double)H * (double)I * layer->contexts * layer->directions);
     }
 }
 
@@ -281,7 +279,6 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
 
     const int64_t total = total_rows(job->batch);
     cursor at = {0, 0};
-    double macs = 0;
     int64_t row = 0, count;
     c.first = !args->add;
     do { /* once at least: without any row the gradients are zero */
@@ -294,8 +291,8 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
             shifted_deltas(&c, &f, places, from, to, 0, d, rows, s.outside, s.delta + from * f.step);
             for (int k = 0; k < layer->contexts; ++k, V += packed_size(&f.V)) {
                 shifted_deltas(&c, &f, places, from, to, -offset_of(layer, k, d), d, rows, s.outside, shifted);
-                product_rows(&f.V, V, (const real *const *)rows[2], own, 0, f.V.panels, k ? dx : s.outside,
-                             k ? width : 0, dx, width);
+                const product_sums sums = {k ? dx : s.outside, k ? width : 0, dx, width};
+                product_rows(job, w, &f.V, V, (const real *const *)rows[2], own, 0, f.V.panels, sums);
             }
             shifted_rows(&args->dx, places + from, own, 0, 0, NULL, rows[3]);
             for (int64_t r = 0; r < own; ++r) {
@@ -312,10 +309,8 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
             sum_biases(&c, s.delta, NULL, NULL, count, out);
             frnn_barrier(FRNN_ALL, w->size);
         }
-        macs += 2.0 * (double)count * (double)H * (double)I * layer->contexts * layer->directions;
-        poll(job, w, &macs);
-        frnn_barrier(FRNN_ALL, w->size);
-        if (atomic_load(&job->stopped)) return;
+        poll(job, w, 2.0 * (double)count * (double)H * (double)I * layer->contexts * layer->directions);
+        if (leave(job, FRNN_ALL, w->id, w->size)) return;
         c.first = 0;
         row += count;
     } while (row < total);

@@ -158,10 +158,17 @@ static void forward_pack(void *argument, const frnn_worker *w) {
 
 /* out = init + rows W for `count` rows and the panels [from, to); `step` from row to row of out, init_step of init: 0
  * for a bias. */
-static void product_rows(const packing *p, const real *panels, const real *const *rows, int64_t count, int64_t from,
-                         int64_t to, const real *init, int64_t init_step, real *out, int64_t step) {
+typedef struct {
+    const real *init;
+    int64_t init_step;
+    real *out;
+    int64_t step;
+} product_sums;
+
+static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, const real *panels,
+                         const real *const *rows, int64_t count, int64_t from, int64_t to, product_sums s) {
     const split tiles = tiles_of(count);
-    for (int64_t j = from; j < to; ++j) {
+    for (int64_t j = from; j < to && !skips(job, w, count, p->K); ++j) {
         const int64_t column = packed_column(p, j), units = panel_units(p, j);
         const int vecs = column_vectors(p, j, p->gates);
         for (int64_t i = 0; i < tiles.parts; ++i) {
@@ -169,11 +176,11 @@ static void product_rows(const packing *p, const real *panels, const real *const
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
             for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
             tile_kernels[height - 1][vecs - 1](p->K, rows + row, 1, panels + packed_panel(p, j),
-                                               init + row * init_step + column, init_step, out + row * step + column,
-                                               step);
+                                               s.init + row * s.init_step + column, s.init_step,
+                                               s.out + row * s.step + column, s.step);
             for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
-                const vec b = v_load(init + column + n);
-                for (int64_t r = row; r < row + height; ++r) v_store(out + r * step + column + n, b);
+                const vec b = v_load(s.init + column + n);
+                for (int64_t r = row; r < row + height; ++r) v_store(s.out + r * s.step + column + n, b);
             }
         }
     }
@@ -181,6 +188,8 @@ static void product_rows(const packing *p, const real *panels, const real *const
 
 /* One direction as one worker sees it: its sequences, its panels of units in each stage. */
 typedef struct {
+    frnn_job *job;
+    const frnn_worker *worker;
     const forward_shape *shape;
     int64_t H, from[2], to[2];
     int keep, tangents;
@@ -201,7 +210,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * c->H : 0;
-    for (int64_t n = c->from[i]; n < c->to[i]; ++n) {
+    for (int64_t n = c->from[i]; n < c->to[i] && !skips(c->job, c->worker, rows, p->K); ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
         const int vecs = column_vectors(p, j, p->gates);
@@ -302,7 +311,8 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
     const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell), record_size = f.kept * H;
     const int inputs = args->x.data != NULL; /* or they are tangents that are zero */
-    forward_call c = {&f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
+    forward_call c = {
+        job, w, &f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
     c.tangents = record != NULL;
     for (int i = 0; i < f.stages; ++i) {
         c.from[i] = first_panel(s, f.stage[i].h.panels);
@@ -343,7 +353,6 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
         c.record[r] = space->record + (d * B + p) * record_size;
     }
 
-    double macs = 0;
     int64_t active = active_after(batch, s->end, 0);
     for (int64_t t = 0, end; active > s->first; t = end) {
         int64_t count = 0, now = active;
@@ -361,12 +370,12 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             packing W = stage->x;
             if (W.gates == 0) continue;
             if (!inputs) W.K = 0;
-            product_rows(&W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
-                         record ? zero : c.packed + stage->bias, 0, a + stage->column, f.step);
+            const product_sums sums = {record ? zero : c.packed + stage->bias, 0, a + stage->column, f.step};
+            product_rows(job, w, &W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
+                         sums);
         }
-        macs += (double)count * (double)f.width * (double)(layer->input_size + H);
-        poll(job, w, &macs);
-        if (leave(job, s)) break;
+        poll(job, w, (double)count * (double)f.width * (double)(layer->input_size + H));
+        if (leave(job, s->group, s->part, s->parts)) return;
 
         real *step_a = a;
         for (int64_t step = t; step < end; ++step) {
@@ -391,7 +400,8 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             frnn_barrier(s->group, s->parts);
         }
     }
-    for (int64_t p = s->first; s->part == 0 && p < s->end; ++p) {
+    if (s->part > 0 || atomic_load(&job->stopped)) return;
+    for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t r = p - s->first;
         real *hT = state_row(args->hT, batch, d, p, O), *cT = state_row(args->cT, batch, d, p, H);
         if (hT && hT != c.h[r]) memmove(hT, c.h[r], (size_t)O * sizeof(real));

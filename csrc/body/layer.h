@@ -154,24 +154,32 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     return s;
 }
 
-/* Should the call end? Asked by worker 0 about every POLL_MACS multiply-adds. */
+/* Should the call end? Worker 0 asks about every POLL_MACS multiply-adds. */
 #define POLL_MACS 2e7
 
-static void poll(frnn_job *job, const frnn_worker *w, double *macs) {
-    if (w->id != 0 || *macs < POLL_MACS) return;
-    *macs = 0;
-    if (job->interrupt->should_stop && job->interrupt->should_stop(job->interrupt->context)) {
-        atomic_store(&job->stopped, 1);
+static int poll(frnn_job *job, const frnn_worker *w, double macs) {
+    if (w->id == 0 && (job->macs += macs) >= POLL_MACS) {
+        job->macs = 0;
+        if (job->interrupt->should_stop && job->interrupt->should_stop(job->interrupt->context)) {
+            atomic_store(&job->stopped, 1);
+        }
     }
+    return atomic_load(&job->stopped);
 }
 
-/* The answer, for workers that go on without each other; those that share a step meet here, and their first one's
- * reading holds for all, or one would leave and the others wait for it. */
-static int leave(frnn_job *job, const share *s) {
-    if (s->parts == 1) return atomic_load(&job->stopped);
-    if (s->part == 0) atomic_store(&job->leaving[s->group], atomic_load(&job->stopped));
-    frnn_barrier(s->group, s->parts);
-    return atomic_load(&job->leaving[s->group]);
+/* Within a product, before each panel: is what is left of it to be skipped? Asked where a panel takes long. */
+INLINE int skips(frnn_job *job, const frnn_worker *w, int64_t rows, int64_t K) {
+    const double macs = (double)rows * (double)K * (TILE_VECS * VL);
+    return macs > POLL_MACS / 100 && poll(job, w, macs);
+}
+
+/* The answer, for workers that go on without each other; those that share work meet here, and their first one's reading
+ * holds for all, or one would leave and the others wait for it. */
+static int leave(frnn_job *job, int group, int part, int parts) {
+    if (parts == 1) return atomic_load(&job->stopped);
+    if (part == 0) atomic_store(&job->leaving[group], atomic_load(&job->stopped));
+    frnn_barrier(group, parts);
+    return atomic_load(&job->leaving[group]);
 }
 
 /* The workspace is handed out piece by piece, in 64-byte units; with base NULL it is only measured. */

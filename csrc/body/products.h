@@ -24,7 +24,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
     const int64_t step = c->shape.step;
     const packing *p = &sum->p;
     const split tiles = tiles_of(sum->count);
-    for (int64_t item = from, next; item < to; item = next) {
+    for (int64_t item = from, next; item < to && !skips(c->job, c->worker, sum->count, rows); item = next) {
         const int64_t j = item / tiles.parts;
         next = least(to, (j + 1) * tiles.parts);
         const int vecs = panel_vectors(p, j);
@@ -135,7 +135,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
     const packing *W = &c->shape.W;
     const int f = c->shape.cell.shape.input;
     const split tiles = tiles_of(to - from);
-    for (int64_t j = 0; j < W->panels; ++j) {
+    for (int64_t j = 0; j < W->panels && !skips(c->job, c->worker, to - from, W->K); ++j) {
         const int vecs = panel_vectors(W, j);
         const int64_t column = first_vector(W, j) * VL;
         for (int64_t i = 0; i < tiles.parts; ++i) {

@@ -250,7 +250,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     point.p = v->packed + f->p_at;
     point.dh_at = f->columns;
     const int64_t first = first_panel(s, stage->panels), end = end_panel(s, stage->panels);
-    for (int64_t n = first; n < end; ++n) {
+    for (int64_t n = first; n < end && !skips(c->job, c->worker, to - from, stage->K); ++n) {
         const int64_t j = to_and_fro(n, first, end, t);
         point.vecs = panel_vectors(stage, j);
         point.unit = first_vector(stage, j) * VL;
@@ -404,7 +404,7 @@ typedef struct {
 } chunk;
 
 static chunk chunk_before(const reverse_shape *f, const frnn_batch *batch, int64_t end, int64_t active) {
-    chunk k = {end, active, 0, 0};
+    chunk k = {batch->B > 0 ? end : 0, active, 0, 0};
     for (; k.begin > 0; --k.begin) {
         const int64_t now = active_before(batch, k.active, k.begin - 1, batch->B);
         if (k.rows > 0 && k.rows + now > f->rows) break;
@@ -438,7 +438,6 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     }
     frnn_barrier(FRNN_ALL, w->size);
 
-    double macs = 0;
     int64_t active = active_before(batch, 0, batch->T, batch->B);
     int64_t t = batch->B > 0 ? batch->T : 0;
     c.first = !args->add;
@@ -453,11 +452,10 @@ static void reverse_work(void *argument, const frnn_worker *w) {
             reverse_products(&c, d, &direction[d], k.rows, k.first_rows);
             if (d + 1 < D) frnn_barrier(FRNN_ALL, w->size);
         }
-        macs += 2.0 * D * (double)k.rows * (double)c.shape.columns *
-                (double)(job->layer->input_size + job->layer->hidden_size);
-        poll(job, w, &macs);
-        frnn_barrier(FRNN_ALL, w->size);
-        if (atomic_load(&job->stopped)) return;
+        poll(job, w,
+             2.0 * D * (double)k.rows * (double)c.shape.columns *
+                 (double)(job->layer->input_size + job->layer->hidden_size));
+        if (leave(job, FRNN_ALL, w->id, w->size)) return;
         c.first = 0;
         t = k.begin;
         active = k.active;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections import Counter
 from collections.abc import Mapping
 
@@ -18,13 +19,29 @@ def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
     """``value`` as an aligned C-contiguous array of ``dtype``: itself if it is one, else a converted copy."""
     if _core.ready(value, dtype):
         return value
-    try:
-        value = np.asarray(value)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: of a tensor that records gradients
-        raise ValueError(f"{name}: expected an array of real numbers, got {type(value).__name__}: {error}") from None
+    value = array(value, name)
     if value.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
     return np.require(value, dtype, ("C", "A"))
+
+
+def array(value, name: str, of: str = "real numbers") -> np.ndarray:
+    """``value`` as an array, of whatever type."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # of nested lists, or of another library's tensors
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected an array of {of}, got {type(value).__name__}: {error}") from None
+
+
+def path(value, name: str) -> str:
+    """``value`` as the path of a file."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected str or os.PathLike, got {value!r}")
+    if "\0" in text:
+        raise ValueError(f"{name}: expected a path without a null character, got {text!r}")
+    return text
 
 
 def mapping(value, name: str, of: str) -> Mapping:
@@ -36,11 +53,11 @@ def mapping(value, name: str, of: str) -> Mapping:
 
 def writeable_arrays(value, name: str) -> Mapping[str, np.ndarray]:
     """``value``, which maps names to floating-point arrays that can be changed in place."""
-    for key, array in mapping(value, name, "names to arrays").items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            given = getattr(array, "dtype", type(array).__name__)
+    for key, item in mapping(value, name, "names to arrays").items():
+        if not isinstance(item, np.ndarray) or item.dtype.kind != "f":
+            given = getattr(item, "dtype", type(item).__name__)
             raise TypeError(f"{name}[{key!r}]: expected a floating-point array, got {given}")
-        if not array.flags.writeable:
+        if not item.flags.writeable:
             raise ValueError(f"{name}[{key!r}]: expected an array that can be changed in place, got a read-only one")
     return value
 
@@ -55,10 +72,10 @@ def random_generator(seed, name: str) -> np.random.Generator:
 
 def shaped_array(value, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """``real_array`` of exactly this shape."""
-    array = real_array(value, name, dtype)
-    if array.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    return array
+    value = real_array(value, name, dtype)
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    return value
 
 
 def positive_integer(value, name: str) -> int:
@@ -112,9 +129,11 @@ def flag(value, name: str) -> bool:
 
 def _number(value, name):
     try:
-        return float(value)
+        if not isinstance(value, (str, bytes, bool, np.bool_)):
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+        pass
+    raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
 def probability(value, name: str) -> float:
@@ -171,16 +190,16 @@ def addressable(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def sequence_lengths(lengths, B: int | None, T: int | None) -> np.ndarray:
     """``lengths`` as int64 (B,), each in 0..T; None for B or T puts no bound."""
-    array = np.asarray(lengths)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
-    if array.ndim != 1 or (B is not None and array.shape != (B,)):
-        raise ValueError(f"lengths: expected shape ({'B' if B is None else B},), got {array.shape}")
-    wrong = np.flatnonzero((array < 0) | (array > (np.iinfo(np.int64).max if T is None else T)))
+    lengths = array(lengths, "lengths", "integers")
+    if lengths.dtype.kind not in "iu" and lengths.size:
+        raise TypeError(f"lengths: expected integers, got dtype {lengths.dtype}")
+    if lengths.ndim != 1 or (B is not None and lengths.shape != (B,)):
+        raise ValueError(f"lengths: expected shape ({'B' if B is None else B},), got {lengths.shape}")
+    wrong = np.flatnonzero((lengths < 0) | (lengths > (np.iinfo(np.int64).max if T is None else T)))
     if wrong.size:
         bound = "0 or more" if T is None else f"0 to {T}"
-        raise ValueError(f"lengths: expected {bound}, got {array[wrong[0]]} at index {wrong[0]}")
-    return np.array(array, np.int64, order="C")
+        raise ValueError(f"lengths: expected {bound}, got {lengths[wrong[0]]} at index {wrong[0]}")
+    return np.array(lengths, np.int64, order="C")
 
 
 def real_steps(lengths: np.ndarray, T: int, batch_first: bool) -> np.ndarray:

@@ -396,7 +396,7 @@ def _check_keys(value, name, required, optional=()):
 
 def _array(value, name, shape):
     """``value`` as an array of floating-point numbers and of this shape, None for any size but 0."""
-    array = np.asarray(value)
+    array = checks.array(value, name)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected an array of floating-point numbers, got dtype {array.dtype}")
     if array.ndim != len(shape) or any(n != m if m else n == 0 for n, m in zip(array.shape, shape, strict=True)):

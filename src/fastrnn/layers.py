@@ -27,14 +27,18 @@ class Parameters(dict):
     """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call,
     and to assign to a name copies the values into its array."""
 
-    def __setitem__(self, name, value):
+    def _checked(self, name, value):
         if name not in self:
             raise KeyError(f"params: expected one of {', '.join(self)}, got {name!r}")
-        self[name][...] = checks.shaped_array(value, name, self[name].shape, self[name].dtype)
+        return checks.shaped_array(value, name, self[name].shape, self[name].dtype)
+
+    def __setitem__(self, name, value):
+        self[name][...] = self._checked(name, value)
 
     def update(self, *args, **kwargs):
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
+        values = {name: self._checked(name, value) for name, value in dict(*args, **kwargs).items()}
+        for name, value in values.items():
+            self[name][...] = value
 
     def __ior__(self, other):
         self.update(other)
@@ -111,6 +115,11 @@ class Layer(Inference):
     def params(self) -> Parameters:
         """The parameters by name, each the layer's own array: to be changed in place."""
         return self._params
+
+    @params.setter
+    def params(self, value):
+        if value is not self._params:  # as it is after params |= values
+            raise AttributeError("params: the arrays are the layer's own; copy values into them, or load_state_dict")
 
     @property
     def _layer(self):

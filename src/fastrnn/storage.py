@@ -52,7 +52,9 @@ def load(path: str | os.PathLike) -> tuple[str, dict, dict[str, np.ndarray]]:
 def write(path, about: dict, arrays: dict[str, np.ndarray], names_in: Callable[..., list[str]]) -> None:
     """Write ``about`` and the arrays to ``path``, whole or not at all, and only what could be read again."""
     safetensors = _safetensors()
-    path = os.path.realpath(_path(path))
+    path = os.path.realpath(checks.path(path, "path"))
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe is not to be replaced by a file
+        raise OSError(f"{path}: not a regular file")
     header = json.dumps({"version": _VERSION, **about})
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(16)}.tmp")
@@ -80,7 +82,7 @@ def write(path, about: dict, arrays: dict[str, np.ndarray], names_in: Callable[.
 def read(path, kind: str, fields: tuple[str, ...], names_in: Callable[..., list[str]]) -> tuple[list, dict]:
     """What ``write`` wrote: the values of those fields, and the arrays. ValueError naming the file otherwise."""
     safetensors = _safetensors()
-    path = _path(path)
+    path = checks.path(path, "path")
     try:
         file, about, names = _open(safetensors, path, fields, names_in)
         with file:
@@ -95,12 +97,6 @@ def _safetensors():
     except ImportError:
         raise ImportError("save and load need safetensors: pip install 'fastrnn[safetensors]'") from None
     return safetensors
-
-
-def _path(path):
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"path: expected str or os.PathLike, got {path!r}")
-    return os.fspath(path)
 
 
 def _open(safetensors, path, fields, names_in):

@@ -32,10 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(subparsers).set_defaults(run=command.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        return _run(args)
     except CliError as error:
         print(f"fastrnn {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"fastrnn {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(args):
+    try:
+        fastrnn.get_num_threads()
+    except ValueError as error:  # what the environment says
+        raise CliError(str(error)) from None
+    try:
+        return args.run(args)
+    except MemoryError as error:
+        raise CliError(f"not enough memory: {error}") from None

@@ -99,6 +99,18 @@ def settle(patience: float = 1.0) -> None:
             return
 
 
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def check_picture(path: Path) -> None:
+    """Find out before the work that its picture cannot be drawn or written."""
+    require("matplotlib")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise CliError(f"--out: cannot write {path}")
+    if path.suffix.lower() not in PICTURES:
+        raise CliError(f"--out: expected a file that ends in {', '.join(PICTURES)}, got {path}")
+
+
 def machine() -> dict[str, Any]:
     """What a measurement depends on: versions, build, instruction set, processor."""
     return {
@@ -114,10 +126,10 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     """Replace the file by one with these figures: whoever reads it finds the old ones or the new."""
     if path is None:
         return
+    if path.exists() and not path.is_file():
+        raise CliError(f"--json: cannot write {path}: not a regular file")
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        if path.exists() and not path.is_file():
-            raise CliError(f"--json: cannot write {path}: not a regular file")
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
         temporary.replace(path)
     except OSError as error:

@@ -8,7 +8,6 @@ studies one saved layer in the same way.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ..flow import plot
 from ..flow.products import gradient_flow
 from ..flow.result import GradientFlow
 from ..train import Linear, softmax_cross_entropy
-from .common import CliError, natural_int, positive_int, require
+from .common import CliError, check_picture, natural_int, positive_int, write_json
 from .text import Text, load_text
 
 DEFAULT_PICTURE = Path("flow.png")
@@ -72,11 +71,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--hidden", type=positive_int, metavar="H", help="units of the layers that are compared (default: 32)"
     )
+    parser.add_argument("--level", type=int, metavar="K", help="layer of the model's stack (default: the top)")
     parser.add_argument(
-        "--level", type=int, default=-1, metavar="K", help="layer of the model's stack (default: the top)"
-    )
-    parser.add_argument(
-        "--direction", type=int, default=0, choices=(0, 1), help="1: the reverse one, steps in its order (%(default)s)"
+        "--direction", type=int, choices=(0, 1), help="1: the reverse one, steps in its order (default: 0)"
     )
     parser.add_argument("--seed", type=natural_int, default=1, metavar="N", help="of weights (default: %(default)s)")
     return parser
@@ -84,7 +81,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; the exit status is 0."""
-    require("matplotlib")
+    check_picture(args.out)
+    if args.model is None and (args.level is not None or args.direction is not None):
+        raise CliError("--level, --direction: expected --model as well")
+    write_json(args.json, {})  # find out before the work, not after it, that the file cannot be written
     text = load_text(args.text, at_least=args.steps * args.batch + 1)
     if args.model is None:
         flows = _compare(args, text)
@@ -99,12 +99,9 @@ def run(args: argparse.Namespace) -> int:
             plot.save_several(flows, args.out, subtitle)
         else:
             flows[args.model.name].plot(args.out)
-        if args.json:
-            args.json.write_text(json.dumps({name: flow.to_dict() for name, flow in flows.items()}, allow_nan=False))
     except OSError as error:
-        raise CliError(f"cannot write {error.filename}: {error.strerror}") from None
-    except ValueError as error:  # a format that matplotlib does not write
-        raise CliError(f"--out: {error}") from None
+        raise CliError(f"--out: cannot write {error.filename}: {error.strerror}") from None
+    write_json(args.json, {name: flow.to_dict() for name, flow in flows.items()})
     print(f"\nwritten: {', '.join(map(str, filter(None, (args.out, args.json))))}")
     return 0
 
@@ -148,7 +145,9 @@ def _study(layer: Any, text: Text, args: argparse.Namespace) -> GradientFlow:
     y, _ = layer(x)
     dy = _output_gradient(y, targets, len(text.alphabet), args.seed)
     try:
-        return gradient_flow(layer, x, dy, level=args.level, direction=args.direction)
+        return gradient_flow(
+            layer, x, dy, level=-1 if args.level is None else args.level, direction=args.direction or 0
+        )
     except ValueError as error:
         raise CliError(str(error)) from None
 

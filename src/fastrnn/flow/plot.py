@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from .result import VANISHED, GradientFlow
 
 COLOURS = ("#d1495b", "#e3a008", "#222222", "#1f6fb4", "#2a9d5c", "#7b4fa3", "#8c6d46", "#3aa6b9")
@@ -85,10 +86,11 @@ def _figure(size):
 
 def _save(figure, path):
     """Exactly there: left to itself, matplotlib adds an ending to a path without one."""
+    path = checks.path(path, "path")
     ending = os.path.splitext(path)[1].removeprefix(".").lower() or "png"
     formats = figure.canvas.get_supported_filetypes()
     if ending not in formats:
-        raise ValueError(f"path: expected an ending of {', '.join(sorted(formats))}, got {os.fspath(path)!r}")
+        raise ValueError(f"path: expected an ending of {', '.join(sorted(formats))}, got {path!r}")
     figure.savefig(path, dpi=150, format=ending)
 
 

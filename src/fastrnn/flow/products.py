@@ -299,6 +299,8 @@ class Product:
         return np.ldexp(self.values, self.exponent)
 
     def compress(self):
+        if not len(self.rows):
+            return
         kept = self.kept.astype(np.float64)
         squares, vectors = np.linalg.eigh(np.matmul(kept, kept.swapaxes(1, 2)))
         height = int((squares > DROPPED**2 * squares[:, -1:]).sum(1).max(initial=1))

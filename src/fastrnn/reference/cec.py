@@ -18,8 +18,8 @@ class Carousel(Engine):
     has_h = False
 
     def __init__(self, nonlinearity, readout):
-        self.g, self.g_derivative = FUNCTIONS[nonlinearity]
-        self.readout, self.readout_derivative = FUNCTIONS[readout]
+        self.g, self.g_gradient = FUNCTIONS[nonlinearity]
+        self.readout, self.readout_gradient = FUNCTIONS[readout]
 
     def forward(self, weights, x, states, active):
         a = np.where(active, self.g(x) @ weights.W.T + weights.b_ih, 0)
@@ -30,16 +30,16 @@ class Carousel(Engine):
         (dc,) = dstates
         delta = np.empty_like(y)  # dJ/da_t, which is dJ/dc_t
         for t in reversed(range(len(x))):
-            delta[t] = np.where(active[t], dc + dy[t] * self.readout_derivative(y[t]), 0)
+            delta[t] = np.where(active[t], dc + self.readout_gradient(y[t], dy[t]), 0)
             dc = np.where(active[t], clip(delta[t]), dc)  # c_t = c_{t-1} + a_t
         input_ = self.g(x)
-        dx = (delta @ weights.W) * self.g_derivative(input_)
+        dx = self.g_gradient(input_, delta @ weights.W)
         return dx, (dc,), Weights(over_steps(delta, input_), b_ih=delta.sum((0, 1)))
 
     def tangent(self, weights, x, y, states, kept, dx, dstates, active):
-        da = np.where(active, (self.g_derivative(self.g(x)) * dx) @ weights.W.T, 0)
+        da = np.where(active, self.g_gradient(self.g(x), dx) @ weights.W.T, 0)
         dc = np.cumsum(np.concatenate([dstates[0][None], da]), axis=0, dtype=x.dtype)[1:]
-        return self.readout_derivative(y) * dc, (dc[-1] if len(dc) else dstates[0],)
+        return self.readout_gradient(y, dc), (dc[-1] if len(dc) else dstates[0],)
 
 
 class CEC(cells.CEC):

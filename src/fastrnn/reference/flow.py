@@ -144,8 +144,8 @@ def output_jacobians(study):
     S = sum(s.shape[-1] for s in study.states)
     E = np.broadcast_to(np.eye(O, S), (len(study.x) + 1, len(study.lengths), O, S))
     if study.layer._states == ("c",):
-        f, derivative = FUNCTIONS[study.layer.readout]
-        E = E * derivative(f(study.states[0]))[..., None]
+        f, gradient = FUNCTIONS[study.layer.readout]
+        E = gradient(f(study.states[0])[..., None], E)
     return E
 
 
@@ -183,8 +183,8 @@ def elman_bound(study):
     if "weight_hh_l0" not in study.layer.params or study.gates:
         return {}
     gamma_u = float(largest_singular_value(study.layer.params["weight_hh_l0"]))
-    _, derivative = FUNCTIONS[study.layer.nonlinearity]
-    gamma_f = study.masked(np.abs(derivative(study.tape.h)).max(-1))
+    _, gradient = FUNCTIONS[study.layer.nonlinearity]
+    gamma_f = study.masked(np.abs(gradient(study.tape.h, np.ones_like(study.tape.h))).max(-1))
     return {"gamma_u": gamma_u, "gamma_f": gamma_f, "bound": gamma_u * gamma_f}
 
 

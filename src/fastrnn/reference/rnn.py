@@ -15,7 +15,7 @@ from .functions import FUNCTIONS
 
 class Elman(Engine):
     def __init__(self, nonlinearity):
-        self.f, self.derivative = FUNCTIONS[nonlinearity]
+        self.f, self.gradient = FUNCTIONS[nonlinearity]
 
     def forward(self, weights, x, states, active):
         a = x @ weights.W.T + (weights.b_ih + weights.b_hh)  # (T, B, H), all steps at once
@@ -30,7 +30,7 @@ class Elman(Engine):
         delta = np.empty_like(dy)  # dJ/da_t
         for t in reversed(range(len(x))):
             dh = dh + dy[t]
-            delta[t] = np.where(active[t], dh * self.derivative(y[t]), 0)
+            delta[t] = np.where(active[t], self.gradient(y[t], dh), 0)
             dh = np.where(active[t], clip(delta[t] @ weights.R), dh)
         db = delta.sum((0, 1))
         return delta @ weights.W, (dh,), Weights(over_steps(delta, x), over_steps(delta, h[:-1]), db, db)
@@ -39,7 +39,7 @@ class Elman(Engine):
         (dh,) = dstates
         dy = np.empty_like(y)
         for t in range(len(x)):
-            dy[t] = self.derivative(y[t]) * (dx[t] @ weights.W.T + dh @ weights.R.T)
+            dy[t] = self.gradient(y[t], dx[t] @ weights.W.T + dh @ weights.R.T)
             dh = np.where(active[t], dy[t], dh)
         return dy, (dh,)
 

@@ -18,7 +18,7 @@ class TimeDelay(Engine):
 
     def __init__(self, context, nonlinearity):
         self.context = context
-        self.f, self.derivative = FUNCTIONS[nonlinearity]
+        self.f, self.gradient = FUNCTIONS[nonlinearity]
 
     def forward(self, weights, x, states, active):
         x = np.where(active, x, 0)
@@ -26,7 +26,7 @@ class TimeDelay(Engine):
         return self.f(a), (), []
 
     def backward(self, weights, x, y, states, kept, dy, dstates, active, clip):
-        x, delta = np.where(active, x, 0), np.where(active, dy * self.derivative(y), 0)
+        x, delta = np.where(active, x, 0), np.where(active, self.gradient(y, dy), 0)
         dx = sum(shifted(delta, -k) @ weights.W[:, i] for i, k in enumerate(self.context))
         dW = np.stack([over_steps(delta, shifted(x, k)) for k in self.context], axis=1)
         return np.where(active, dx, 0), (), Weights(dW, b_ih=delta.sum((0, 1)))
@@ -34,7 +34,7 @@ class TimeDelay(Engine):
     def tangent(self, weights, x, y, states, kept, dx, dstates, active):
         dx = np.where(active, dx, 0)
         da = sum(shifted(dx, k) @ weights.W[:, i].T for i, k in enumerate(self.context))
-        return self.derivative(y) * da, ()
+        return self.gradient(y, da), ()
 
 
 def shifted(values, k):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ def text_batches(ids: ArrayLike, batch_size: int, steps: int) -> Iterator[tuple[
     ValueError
         ``ids`` is not one-dimensional or too short for a single chunk, or B or T is below 1.
     """
-    ids = np.asarray(ids)
+    ids = checks.array(ids, "ids", "integers")
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids: expected integers, got dtype {ids.dtype}")
     if ids.ndim != 1:
@@ -98,7 +98,9 @@ def ragged_batches(
     batch_size = checks.positive_integer(batch_size, "batch_size")
     size = batch_size * checks.positive_integer(pool, "pool")
     rng = checks.random_generator(seed, "seed")
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    if isinstance(sequences, (str, bytes, Mapping)) or not isinstance(sequences, Iterable):
+        raise TypeError(f"sequences: expected a list of arrays, got {type(sequences).__name__}")
+    arrays = [checks.array(sequence, f"sequences[{j}]") for j, sequence in enumerate(sequences)]
     for j, array in enumerate(arrays):
         if array.dtype.kind not in "fiub":
             raise TypeError(f"sequences[{j}]: expected an array of real numbers, got dtype {array.dtype}")

@@ -82,7 +82,7 @@ def save_checkpoint(
         for moment, values in optimizer._moments.items():
             tensors |= {f"optimizer/{moment}/{name}": value for name, value in values.items()}
     for name, value in checks.mapping({} if arrays is None else arrays, "arrays", "names to arrays").items():
-        value = np.asarray(value)
+        value = checks.array(value, f"arrays[{name!r}]")
         if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
             raise TypeError(f"arrays[{name!r}]: expected an array of real numbers, got dtype {value.dtype}")
         tensors[f"arrays/{_check_name(name, 'arrays')}"] = value

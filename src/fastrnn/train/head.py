@@ -17,6 +17,13 @@ class LinearGrads(NamedTuple):
     params: dict[str, NDArray]
 
 
+class LinearTape(NamedTuple):
+    """What ``Linear.forward`` recorded."""
+
+    x: NDArray
+    weight: NDArray
+
+
 class Linear:
     """A linear head, ``y = x W^T + b``, for inputs of shape (..., I).
 
@@ -29,6 +36,7 @@ class Linear:
     ) -> None:
         input_size = checks.positive_integer(input_size, "input_size")
         output_size = checks.positive_integer(output_size, "output_size")
+        checks.addressable((output_size, input_size), "weight")
         self.dtype = checks.real_dtype(dtype, "dtype")
         rng = checks.random_generator(seed, "seed")
         bound = input_size**-0.5
@@ -39,23 +47,29 @@ class Linear:
 
     def __call__(self, x: ArrayLike) -> NDArray:
         """The output (..., O) for ``x`` (..., I); nothing is recorded."""
-        return self.forward(x)[0]
+        return self._checked(x) @ self.params["weight"].T + self.params["bias"]
 
-    def forward(self, x: ArrayLike) -> tuple[NDArray, NDArray]:
-        """The output (..., O) for ``x`` (..., I), and the tape that ``backward`` needs."""
-        weight, bias = self.params["weight"], self.params["bias"]
-        x = checks.real_array(x, "x", self.dtype)
-        if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(f"x: expected shape (..., {weight.shape[1]}), got {x.shape}")
-        return x @ weight.T + bias, x
+    def forward(self, x: ArrayLike) -> tuple[NDArray, LinearTape]:
+        """The output (..., O) for ``x`` (..., I), and the tape that ``backward`` needs: what becomes of x and the
+        parameters afterwards does not change the gradients."""
+        x = self._checked(x)
+        return self(x), LinearTape(x.copy(), self.params["weight"].copy())
 
-    def backward(self, tape: NDArray, dy: ArrayLike) -> LinearGrads:
+    def backward(self, tape: LinearTape, dy: ArrayLike) -> LinearGrads:
         """Gradients for ``dy`` (..., O): ``dx = dy W``, and, summed, ``dW = dy^T x``, ``db = dy``.
 
         ``tape`` comes from ``forward``.
         """
-        weight = self.params["weight"]
-        dy = checks.shaped_array(dy, "dy", (*tape.shape[:-1], weight.shape[0]), self.dtype)
-        flat_dy = dy.reshape(-1, weight.shape[0])
-        flat_x = tape.reshape(-1, weight.shape[1])
-        return LinearGrads(dy @ weight, {"weight": flat_dy.T @ flat_x, "bias": flat_dy.sum(axis=0)})
+        if not isinstance(tape, LinearTape) or tape.weight.shape != self.params["weight"].shape:
+            raise TypeError(f"tape: expected what this head's forward returned, got {type(tape).__name__}")
+        O, I = tape.weight.shape
+        dy = checks.shaped_array(dy, "dy", (*tape.x.shape[:-1], O), self.dtype)
+        flat_dy, flat_x = dy.reshape(-1, O), tape.x.reshape(-1, I)
+        return LinearGrads(dy @ tape.weight, {"weight": flat_dy.T @ flat_x, "bias": flat_dy.sum(axis=0)})
+
+    def _checked(self, x):
+        x = checks.real_array(x, "x", self.dtype)
+        inputs = self.params["weight"].shape[1]
+        if x.ndim == 0 or x.shape[-1] != inputs:
+            raise ValueError(f"x: expected shape (..., {inputs}), got {x.shape}")
+        return x

@@ -46,8 +46,8 @@ def softmax_cross_entropy(
     ValueError
         The shapes do not fit, or a target lies outside 0..V-1.
     """
-    logits, targets = _floating(logits, "logits"), np.asarray(targets)
-    if targets.dtype.kind not in "iu":
+    logits, targets = _floating(logits, "logits"), checks.array(targets, "targets", "integers")
+    if targets.dtype.kind not in "iu" and targets.size:
         raise TypeError(f"targets: expected integers, got dtype {targets.dtype}")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {logits.shape}")
@@ -120,9 +120,9 @@ def _floating(values, name):
 
 def _of_real_steps(function, values, name, targets, lengths, batch_first):
     """The loss and the gradient that ``function`` gives of the steps that belong to a sequence, and zeros elsewhere."""
+    batch_first = checks.flag(batch_first, "batch_first")
     if lengths is None:
         return function(values, targets)
-    batch_first = checks.flag(batch_first, "batch_first")
     values, batch = checks.sequences(values, lengths, values.shape[-1], batch_first, values.dtype, name)
     if batch.ragged:
         return function(values, targets)

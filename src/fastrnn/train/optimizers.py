@@ -36,7 +36,7 @@ class _Optimizer:
         """
         checks.mapping(grads, "grads", "names to arrays")
         if grads.keys() != self.params.keys():
-            raise ValueError(f"grads: expected the keys {sorted(self.params)}, got {sorted(grads)}")
+            raise ValueError(f"grads: expected the keys {sorted(map(str, self.params))}, got {sorted(map(str, grads))}")
         arrays = {
             name: checks.shaped_array(grads[name], f"grads[{name!r}]", value.shape, value.dtype)
             for name, value in self.params.items()

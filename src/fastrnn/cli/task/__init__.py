@@ -13,7 +13,7 @@ from typing import Any
 
 import fastrnn
 
-from ..common import machine, natural_int, positive_int, require, thread_count, write_json
+from ..common import check_picture, machine, natural_int, positive_int, require, thread_count, write_json
 from . import plot
 from .tasks import RECIPES, TASKS, Problem, Sizes, Task
 from .training import Run, fit, flow
@@ -78,7 +78,7 @@ def _add_task(tasks: Any, name: str, task: Task) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the cells in turn; print a row for each, then draw the plot."""
     tqdm = require("tqdm").tqdm
-    plot.check(args.out)
+    check_picture(args.out)
     task = TASKS[args.task]
     sizes = Sizes(args.length, args.hidden, args.batch, args.steps)
     problem = task.prepare(sizes, args.seed, *([args.text] if task.reads_text else []))

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from ..common import CliError, require
+from ..common import CliError
 from .tasks import RECIPES
 
-SUFFIXES = (".png", ".pdf", ".svg")
 LEAST_FLOW, MOST_FLOW = 1e-6, 1e3  # what lies outside is as good as none, or as infinite
 COLOURS = dict(zip(RECIPES, ("#d62728", "#ff7f0e", "#7f7f7f", "#8c564b", "#1f77b4", "#2ca02c"), strict=True))
-
-
-def check(path: Path) -> None:
-    """Find out before the training that the plot cannot be drawn or written."""
-    require("matplotlib")
-    if path.suffix.lower() not in SUFFIXES:
-        raise CliError(f"--out: expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise CliError(f"--out: cannot write {path}")
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
