@@ -20,38 +20,7 @@ from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
 from .tape import Level, Tape, least_memory, memory_available, window_begins
-from .weights import Weights
-
-
-class Parameters(dict):
-    """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call,
-    and to assign to a name copies the values into its array."""
-
-    def _checked(self, name, value):
-        if name not in self:
-            raise KeyError(f"params: expected one of {', '.join(self)}, got {name!r}")
-        return checks.shaped_array(value, name, self[name].shape, self[name].dtype)
-
-    def __setitem__(self, name, value):
-        self[name][...] = self._checked(name, value)
-
-    def update(self, *args, **kwargs):
-        values = {name: self._checked(name, value) for name, value in dict(*args, **kwargs).items()}
-        for name, value in values.items():
-            self[name][...] = value
-
-    def __ior__(self, other):
-        self.update(other)
-        return self
-
-    def _fixed(self, *args, **kwargs):
-        raise TypeError("params: the set of a layer's parameters is fixed")
-
-    def __reduce__(self):
-        """Copies and pickles are plain dicts: they belong to no layer."""
-        return dict, (dict(self),)
-
-    __delitem__ = pop = popitem = clear = setdefault = _fixed
+from .weights import Parameters, Weights
 
 
 class Layer(Inference):

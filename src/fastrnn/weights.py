@@ -1,8 +1,10 @@
-"""The parameters of one direction of one layer, as engines take them."""
+"""Parameters: of a layer, by name; and of one direction of one level, as engines take them."""
 
 from typing import NamedTuple
 
 import numpy as np
+
+from . import checks
 
 
 class Weights(NamedTuple):
@@ -14,3 +16,34 @@ class Weights(NamedTuple):
     b_hh: np.ndarray | None = None  #: (G*H,)
     P: np.ndarray | None = None  #: (O, H), the projection
     p: np.ndarray | None = None  #: (3*H,), the peepholes of i, f, o
+
+
+class Parameters(dict):
+    """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call,
+    and to assign to a name copies the values into its array."""
+
+    def _checked(self, name, value):
+        if name not in self:
+            raise KeyError(f"params: expected one of {', '.join(self)}, got {name!r}")
+        return checks.shaped_array(value, name, self[name].shape, self[name].dtype)
+
+    def __setitem__(self, name, value):
+        self[name][...] = self._checked(name, value)
+
+    def update(self, *args, **kwargs):
+        values = {name: self._checked(name, value) for name, value in dict(*args, **kwargs).items()}
+        for name, value in values.items():
+            self[name][...] = value
+
+    def __ior__(self, other):
+        self.update(other)
+        return self
+
+    def _fixed(self, *args, **kwargs):
+        raise TypeError("params: the set of a layer's parameters is fixed")
+
+    def __reduce__(self):
+        """Copies and pickles are plain dicts: they belong to no layer."""
+        return dict, (dict(self),)
+
+    __delitem__ = pop = popitem = clear = setdefault = _fixed
