@@ -266,6 +266,12 @@ class TestRoofline:
         assert memory.name == "memory"
         assert [caches[2].capacity(threads) for threads in (1, 2, 8)] == [32 << 20, 32 << 20, 8 << 20]
 
+    @pytest.mark.parametrize("threads", [0, -1])
+    def test_no_threads(self, threads):
+        for measure in (roofline.fma_peak, lambda **options: roofline.read_bandwidth(roofline.levels()[0], **options)):
+            with pytest.raises(ValueError, match=f"^threads: expected at least 1, got {threads}"):
+                measure(threads=threads)
+
     def test_levels_without_sysfs(self, tmp_path):
         assert [level.name for level in roofline.levels(tmp_path / "none")] == ["L1", "L2", "L3", "memory"]
 

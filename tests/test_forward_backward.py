@@ -328,3 +328,15 @@ def test_non_finite_inputs(isa, dtype, row, value, rng):
     first = 2 - max(row.options.get("context", (0,)))  # the first step that sees it
     assert np.array_equal(got[:first, 3], plain[:first, 3])
     assert not np.array_equal(got[first:, 3], plain[first:, 3])
+
+
+def test_an_inactive_relu_passes_no_nan(backend):
+    """Its derivative is zero, whatever the gradient is; as in PyTorch."""
+    layer = backend.RNN(2, 3, nonlinearity="relu", bias=False, dtype=np.float64)
+    layer.params["weight_ih_l0"][...] = [[1, 1], [-1, -1], [1, 2]]
+    y, _, tape = layer.forward(np.ones((2, 1, 2)))
+    inactive = y == 0
+    assert inactive.any()
+    grads = layer.backward(tape, np.where(inactive, np.nan, 1.0))
+    assert np.isfinite(grads.x).all()
+    assert np.isfinite(grads.params["weight_ih_l0"]).all()
