@@ -13,7 +13,12 @@ from helpers import (
     normal,
     normal_like,
     numbered,
+    row_of,
+    using_threads,
 )
+
+import fastrnn
+from fastrnn.checks import real_steps
 
 pytestmark = pytest.mark.drawn(2)
 
@@ -87,6 +92,24 @@ def test_what_the_caller_does_with_its_arrays_is_no_matter(layer, rng, name):
     for a in as_tuple(arrays[name]):
         a[...] = 17
     assert_same_bits(backward(layer, tape, sent), want)
+
+
+@pytest.mark.parametrize("shape", [(130, 64, 32, 32), (130, 64, 33, 31), (1100, 2, 128, 128)], ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "gru_reset_before", "tdnn_tanh"])
+def test_copies_of_a_megabyte(name, isa, dtype, shape, ragged, rng):
+    """From there on x and y are copied past the caches."""
+    T, B, I, H = shape
+    layer = make(row_of(name), fastrnn, I, H, dtype=dtype)
+    x = normal(rng, (T, B, I), dtype)
+    assert x.nbytes > 2**20
+    lengths = rng.integers(0, T + 1, B) if ragged else None
+    with using_threads(2):
+        y, _, tape = layer.forward(x, lengths=lengths)
+        assert differing_bits(y, layer(x, lengths=lengths)[0]) == 0
+    assert differing_bits(tape.h, y) == 0
+    steps = real_steps(lengths, T, False) if ragged else ...
+    assert differing_bits(tape._levels[0].x[steps], x[steps]) == 0
 
 
 def test_a_change_of_parameters_never_gives_a_third_answer(layer, rng):

@@ -176,10 +176,10 @@ static void context_work(void *argument, const frnn_worker *w) {
                 point.at.y = (const real *const *)at_y;
                 (record ? cell.tangent : cell.forward)(&point);
             }
-            copy_rows(y, count, &args->y, args->y_copy, 0, H);
+            copy_rows(job->batch, y, count, &args->y, args->y_copy, 0, H);
         }
         if (args->x_copy) shifted_rows(&args->x, places, count, 0, 0, NULL, rows);
-        copy_rows(rows, count, &args->x, args->x_copy, 0, I);
+        copy_rows(job->batch, rows, count, &args->x, args->x_copy, 0, I);
         poll(job, w, (double)count * (double)H * (double)I * layer->contexts * layer->directions);
     }
 }

@@ -253,11 +253,23 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     }
 }
 
+/* From this size on copies are written past the caches: to fetch lines that are then overwritten would be half of what
+ * they cost. The locked operation with which a worker ends puts such writes before all that follows. */
+enum { STREAMED_BYTES = 1 << 20, LINE_BYTES = 64 };
+
 /* Copies columns [column, column + n) of rows that lie in `from` to the same places in `to`, if there is one. */
-static void copy_rows(real *const *rows, int64_t count, const frnn_rows *from, void *to, int64_t column, int64_t n) {
+static void copy_rows(const frnn_batch *batch, real *const *rows, int64_t count, const frnn_rows *from, void *to,
+                      int64_t column, int64_t n) {
+    const size_t bytes = (size_t)n * sizeof(real);
+    const int large = bytes % LINE_BYTES == 0 && (double)batch->T * (double)batch->B * (double)bytes >= STREAMED_BYTES;
     for (int64_t r = 0; to && r < count; ++r) {
-        real *out = (real *)to + (rows[r] - (const real *)from->data);
-        memcpy(out + column, rows[r] + column, (size_t)n * sizeof(real));
+        const real *in = rows[r] + column;
+        real *out = (real *)to + (in - (const real *)from->data);
+        if (large && (uintptr_t)out % LINE_BYTES == 0) {
+            for (int64_t i = 0; i < n; i += VL) v_stream(out + i, v_load(in + i));
+        } else {
+            memcpy(out, in, bytes);
+        }
     }
 }
 
@@ -360,7 +372,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, end);
             now = active_after(batch, now, ++end);
         }
-        if (s->part == 0 && d == 0) copy_rows(chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
+        if (s->part == 0 && d == 0) copy_rows(batch, chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
         if (input_step && !record) map_rows(cell->input, chunk_rows, count, layer->input_size, mapped, input_step);
         if (input_step && record && inputs) {
             map_tangents(cell->input, chunk_rows, count, layer->input_size, &args->x, &record->x, mapped, input_step);
@@ -390,7 +402,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 frnn_barrier(s->group, s->parts);
                 forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * H);
             }
-            copy_rows(c.y, rows, &args->y, args->y_copy, own_unit, own_units);
+            copy_rows(batch, c.y, rows, &args->y, args->y_copy, own_unit, own_units);
             for (int64_t r = 0; r < rows; ++r) {
                 c.h[r] = c.y[r];
                 if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * H;

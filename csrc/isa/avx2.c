@@ -21,6 +21,8 @@ INLINE __m256i lanes(int64_t n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n
 
 INLINE vec v_load(const real *p) { return OP(loadu)(p); }
 INLINE void v_store(real *p, vec a) { OP(storeu)(p, a); }
+/* past the caches; p aligned to a vector */
+INLINE void v_stream(real *p, vec a) { OP(stream)(p, a); }
 INLINE vec v_load_n(const real *p, int64_t n) { return OP(maskload)(p, lanes(n)); }
 INLINE void v_store_n(real *p, vec a, int64_t n) { OP(maskstore)(p, lanes(n), a); }
 INLINE vec v_set1(real a) { return OP(set1)(a); }

@@ -22,6 +22,8 @@ INLINE vec_mask lanes(int64_t n) { return (vec_mask)((1u << n) - 1u); }
 
 INLINE vec v_load(const real *p) { return OP(loadu)(p); }
 INLINE void v_store(real *p, vec a) { OP(storeu)(p, a); }
+/* past the caches; p aligned to a vector */
+INLINE void v_stream(real *p, vec a) { OP(stream)(p, a); }
 INLINE vec v_load_n(const real *p, int64_t n) { return OP(maskz_loadu)(lanes(n), p); }
 INLINE void v_store_n(real *p, vec a, int64_t n) { OP(mask_storeu)(p, lanes(n), a); }
 INLINE vec v_set1(real a) { return OP(set1)(a); }

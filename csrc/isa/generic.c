@@ -15,6 +15,7 @@ INLINE vec v_load(const real *p) {
     return a;
 }
 INLINE void v_store(real *p, vec a) { __builtin_memcpy(p, &a, sizeof a); }
+INLINE void v_stream(real *p, vec a) { v_store(p, a); }
 INLINE vec v_load_n(const real *p, int64_t n) {
     vec a = {0};
     for (int i = 0; i < n; ++i) a[i] = p[i];

@@ -25,6 +25,7 @@ typedef uint64x2_t vec_bits;
 
 INLINE vec v_load(const real *p) { return OP(vld1q)(p); }
 INLINE void v_store(real *p, vec a) { OP(vst1q)(p, a); }
+INLINE void v_stream(real *p, vec a) { v_store(p, a); }
 INLINE vec v_load_n(const real *p, int64_t n) {
     real lane[VL] = {0};
     for (int i = 0; i < n; ++i) lane[i] = p[i];

@@ -15,14 +15,13 @@ cdef extern from *:
     #include <sys/mman.h>
     #endif
 
-    /* On large pages, where the system has them and they pay. */
+    /* On large pages, where the system has them, as many as are filled but for a third of the last one. */
     static void *allocate_block(size_t size) {
-        const size_t large = (size_t)2 << 20;
-        const int is_large = size >= 2 * large;
+        const size_t page = (size_t)2 << 20, large = size / page * page + (size % page > page / 3 * 2 ? page : 0);
         void *data;
-        if (posix_memalign(&data, is_large ? large : 64, size) != 0) return NULL;
+        if (posix_memalign(&data, large > 0 ? page : 64, large > size ? large : size) != 0) return NULL;
     #if defined(MADV_HUGEPAGE)
-        if (is_large) madvise(data, size / large * large, MADV_HUGEPAGE);
+        if (large > 0) madvise(data, large, MADV_HUGEPAGE);
     #endif
         return data;
     }
