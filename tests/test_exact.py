@@ -109,9 +109,16 @@ def draw_integers(rng, *shape):
     return rng.integers(-2, 3, shape)
 
 
-@pytest.mark.parametrize(
-    "shape", [Shape(5, 3, 4, 8, 1, 1), Shape(5, 33, 19, 67, 1, 1), Shape(4, 1, 3, 129, 1, 1)], ids=str
-)
+# The last one's packed weights are large enough to be written past the caches.
+SHAPES = [
+    Shape(5, 3, 4, 8, 1, 1),
+    Shape(5, 33, 19, 67, 1, 1),
+    Shape(4, 1, 3, 129, 1, 1),
+    Shape(3, 3, 1024, 1024, 1, 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_training(isa, row, dtype, threads, shape, rng):
     layer = make(row, fastrnn, shape.inputs, shape.hidden, dtype=dtype)
     params = power_of_two_weights(layer, rng)

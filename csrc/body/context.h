@@ -200,7 +200,7 @@ static void context_reverse_pack(void *argument, const frnn_worker *w) {
         for (int k = 0; k < layer->contexts; ++k, packed += packed_size(&f.V)) {
             for (int64_t j = part(w->id, w->size, f.V.panels); j < part(w->id + 1, w->size, f.V.panels); ++j) {
                 pack_panel(&f.V, (real *)job->weights[d].W + k * I, NULL, layer->contexts * I, f.V.K, j,
-                           packed + packed_panel(&f.V, j));
+                           packed + packed_panel(&f.V, j), streams(&f.V, packed));
             }
         }
     }

@@ -253,15 +253,11 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     }
 }
 
-/* From this size on copies are written past the caches: to fetch lines that are then overwritten would be half of what
- * they cost. The locked operation with which a worker ends puts such writes before all that follows. */
-enum { STREAMED_BYTES = 1 << 20, LINE_BYTES = 64 };
-
 /* Copies columns [column, column + n) of rows that lie in `from` to the same places in `to`, if there is one. */
 static void copy_rows(const frnn_batch *batch, real *const *rows, int64_t count, const frnn_rows *from, void *to,
                       int64_t column, int64_t n) {
     const size_t bytes = (size_t)n * sizeof(real);
-    const int large = bytes % LINE_BYTES == 0 && (double)batch->T * (double)batch->B * (double)bytes >= STREAMED_BYTES;
+    const int large = bytes % LINE_BYTES == 0 && (double)batch->T * (double)batch->B * (double)bytes >= STREAMED_COPY;
     for (int64_t r = 0; to && r < count; ++r) {
         const real *in = rows[r] + column;
         real *out = (real *)to + (in - (const real *)from->data);

@@ -24,10 +24,12 @@ INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
     return split_at(&s, i);
 }
 
+enum { LINE_BYTES = 64 }; /* of a cache */
+
 /* From row to row of n reals: an odd number of cache lines, so that those of a column do not fall into few sets of a
  * cache. */
 INLINE int64_t row_step(int64_t n) {
-    const int64_t line = 64 / (int64_t)sizeof(real);
+    const int64_t line = LINE_BYTES / (int64_t)sizeof(real);
     return (divide_up(n, line) | 1) * line;
 }
 
@@ -105,14 +107,32 @@ INLINE void transpose(vec *row) {
 /* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart.
  * They come to the second-level cache: the first one is full of the panel that streams through it. */
 INLINE void fetch_ahead(const real *p, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof(real)) __builtin_prefetch(p + i, 0, 2);
+    for (int64_t i = 0; i < n; i += LINE_BYTES / (int64_t)sizeof(real)) __builtin_prefetch(p + i, 0, 2);
 }
 enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
+
+/* From so many bytes on, copies for the tape, and packed weights, are written past the caches, for to fetch lines that
+ * are then overwritten is half of what it costs. The locked operation with which a worker ends puts such writes before
+ * all that follows. */
+enum { STREAMED_COPY = 1 << 20, STREAMED_WEIGHTS = 4 << 20 };
+
+INLINE int streams(const packing *p, const real *packed) {
+    return packed_size(p) * sizeof(real) >= STREAMED_WEIGHTS && p->units % VL == 0 &&
+           (uintptr_t)packed % LINE_BYTES == 0;
+}
+INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
+    if (stream) {
+        v_stream(p, a);
+    } else {
+        store_upto(p, a, n);
+    }
+}
 
 /* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
  * block[g] * units + j. */
 static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
                          int64_t to) {
+    const int stream = sizeof(vec) == LINE_BYTES && streams(p, packed); /* vector by vector: of whole lines alone */
     for (int64_t panel = from; panel < to; ++panel) {
         real *out = packed + packed_panel(p, panel);
         const int vectors = panel_vectors(p, panel), width = column_vectors(p, panel, p->gates) * VL;
@@ -130,7 +150,9 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                     if (next) fetch_ahead(next + k * VL, n * VL);
                     for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
                     transpose(block);
-                    for (int i = 0; i < n; ++i) store_upto(out + (k + i) * width + column, block[i], width - column);
+                    for (int i = 0; i < n; ++i) {
+                        store_packed(out + (k + i) * width + column, block[i], width - column, stream);
+                    }
                 }
             }
         }
@@ -139,18 +161,27 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
 
 static const _Alignas(64) real zeros[TILE_VECS * VL];
 
-/* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
- * matrix + k * at. */
-static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
-                       real *packed) {
+INLINE void pack_rows(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
+                      real *packed, const int stream) {
     const int vectors = panel_vectors(p, panel);
     const int64_t column = first_vector(p, panel) * VL, columns = least(vectors * VL, p->units - column);
     const int whole = (int)(columns / VL);
     for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
         const real *row = (rows ? rows[k] + at : matrix + k * at) + column;
         if (rows && k + ROWS_AHEAD < K) fetch_ahead(rows[k + ROWS_AHEAD] + at + column, vectors * VL);
-        for (int u = 0; u < whole; ++u) v_store(packed + u * VL, v_load(row + u * VL));
+        for (int u = 0; u < whole; ++u) store_packed(packed + u * VL, v_load(row + u * VL), VL, stream);
         if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
+    }
+}
+
+/* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
+ * matrix + k * at. */
+static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
+                       real *packed, int stream) {
+    if (stream) {
+        pack_rows(p, matrix, rows, at, K, panel, packed, 1);
+    } else {
+        pack_rows(p, matrix, rows, at, K, panel, packed, 0);
     }
 }
 

@@ -33,7 +33,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
         for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
             const int64_t K = least(BLOCK_ROWS, rows - k);
             const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
-            pack_panel(p, NULL, sum->rows + k, sum->column, K, j, c->panel);
+            pack_panel(p, NULL, sum->rows + k, sum->column, K, j, c->panel, 0);
             for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
                 const int64_t g = split_at(&tiles, i);
                 const int height = (int)(split_at(&tiles, i + 1) - g);

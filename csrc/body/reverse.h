@@ -119,7 +119,7 @@ static void pack_blocks(const packing *p, const real *matrix, const int *block, 
     for (int64_t j = part(w->id, w->size, p->panels); j < part(w->id + 1, w->size, p->panels); ++j) {
         real *out = packed + packed_panel(p, j);
         for (int64_t g = 0; g * height < p->K; ++g, out += height * panel_vectors(p, j) * VL) {
-            pack_panel(p, matrix + block[g] * height * p->units, NULL, p->units, height, j, out);
+            pack_panel(p, matrix + block[g] * height * p->units, NULL, p->units, height, j, out, streams(p, packed));
         }
     }
 }
