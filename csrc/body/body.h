@@ -1,5 +1,5 @@
 /* All that is compiled once per instruction set and element type. The file that includes this has defined vec, VL,
- * TILE_ROWS, KERNELS and the operations v_*. */
+ * TILE_SUMS, KERNELS and the operations v_*. */
 #include <string.h>
 
 #include "../kernels.h"

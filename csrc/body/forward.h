@@ -167,7 +167,7 @@ typedef struct {
 
 static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, const real *panels,
                          const real *const *rows, int64_t count, int64_t from, int64_t to, product_sums s) {
-    const split tiles = tiles_of(count);
+    const split tiles = tiles_of(p, count);
     for (int64_t j = from; j < to && !skips(job, w, count, p->K); ++j) {
         const int64_t column = packed_column(p, j), units = panel_units(p, j);
         const int vecs = column_vectors(p, j, p->gates);
@@ -205,7 +205,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_shape *f = c->shape;
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
-    const split tiles = tiles_of(rows);
+    const split tiles = tiles_of(p, rows);
     forward_point point = {.stage = i, .keep = c->keep, .H = c->H, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;

@@ -40,6 +40,7 @@ typedef struct {
     int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
     split shares;
     int columns, gates;
+    int rows; /* of a tile, at most */
 } packing;
 
 INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
@@ -47,6 +48,8 @@ INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
     p.vectors = divide_up(units, VL);
     p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
     p.shares = split_of(p.vectors, p.panels);
+    const int64_t widest = gates * (p.shares.each + (p.shares.larger > 0));
+    p.rows = (int)least(TILE_ROWS, TILE_SUMS / most(1, widest));
     return p;
 }
 INLINE int64_t first_vector(const packing *p, int64_t panel) { return split_at(&p->shares, panel); }
@@ -217,28 +220,17 @@ typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, cons
         tile_body(rows, vecs, K, row, stride, panel, init, init_step, out, out_step);                                  \
     }
 #define TILE_KERNELS(rows) TILE_KERNEL(rows, 1) TILE_KERNEL(rows, 2) TILE_KERNEL(rows, 3) TILE_KERNEL(rows, 4)
-#define TILE_NAMES(rows) {tile_##rows##x1, tile_##rows##x2, tile_##rows##x3, tile_##rows##x4}
-
 TILE_KERNELS(1)
 TILE_KERNELS(2)
-#if TILE_ROWS > 2
 TILE_KERNELS(3)
-#endif
-#if TILE_ROWS > 3
 TILE_KERNELS(4)
 TILE_KERNELS(5)
 TILE_KERNELS(6)
-#endif
 
-static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {
-    TILE_NAMES(1), TILE_NAMES(2),
-#if TILE_ROWS > 2
-    TILE_NAMES(3),
-#endif
-#if TILE_ROWS > 3
-    TILE_NAMES(4), TILE_NAMES(5), TILE_NAMES(6),
-#endif
-};
+#define TILE_ENTRY(rows, vecs) (rows) * (vecs) <= TILE_SUMS ? tile_##rows##x##vecs : NULL
+#define TILE_ENTRIES(rows) {TILE_ENTRY(rows, 1), TILE_ENTRY(rows, 2), TILE_ENTRY(rows, 3), TILE_ENTRY(rows, 4)}
+static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {TILE_ENTRIES(1), TILE_ENTRIES(2), TILE_ENTRIES(3),
+                                                                TILE_ENTRIES(4), TILE_ENTRIES(5), TILE_ENTRIES(6)};
 
 /* `count` rows are covered by tiles of nearly equal height. */
-INLINE split tiles_of(int64_t count) { return split_of(count, divide_up(count, TILE_ROWS)); }
+INLINE split tiles_of(const packing *p, int64_t count) { return split_of(count, divide_up(count, p->rows)); }

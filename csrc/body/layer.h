@@ -91,9 +91,9 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
 
 /* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of up to six rows, whose
  * weights come from the second-level cache, wait for them if they are low. */
-static double step_cost(int64_t rows) {
+static double step_cost(const packing *p, int64_t rows) {
     static const double tile[] = {0, 2.2, 2.6, 3.5, 4.1, 5.1, 6.1};
-    const split tiles = tiles_of(rows);
+    const split tiles = tiles_of(p, rows);
     if (tiles.parts == 0) return 0;
     return (double)(tiles.parts - tiles.larger) * tile[tiles.each] +
            (double)tiles.larger * tile[tiles.each + (tiles.larger > 0)];
@@ -127,7 +127,8 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     const int64_t B = batch->B;
     share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = FRNN_GANG};
     int id = w->id, size = w->size;
-    if (D > 1 && size >= D && 1.01 * step_cost(divide_up(B, size / D)) < D * step_cost(divide_up(B, size))) {
+    if (D > 1 && size >= D &&
+        1.01 * step_cost(units, divide_up(B, size / D)) < D * step_cost(units, divide_up(B, size))) {
         size /= D;
         s.first_direction = id / size;
         s.end_direction = s.first_direction + 1;
@@ -136,9 +137,9 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
         if (s.first_direction >= D) return nothing;
     }
     const double row = gates * (double)layer->hidden_size * (double)layer->hidden_size / MACS_PER_NS;
-    double best = row * step_cost(divide_up(B, size));
+    double best = row * step_cost(units, divide_up(B, size));
     for (int n = 2; B < ROWS_ENOUGH * size && n <= least(size, units->panels); ++n) {
-        const double time = row * step_cost(B) * largest_share(units, n) + n * MEETINGS * w->meeting;
+        const double time = row * step_cost(units, B) * largest_share(units, n) + n * MEETINGS * w->meeting;
         if (time >= best) continue;
         best = time;
         s.parts = n;

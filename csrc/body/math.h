@@ -50,26 +50,29 @@ INLINE vec exp_reduced(vec n, vec r) {
     return v_scale2(v_add(v_fma(v_mul(r, r), q, r), v_set1(1)), n);
 }
 
-/* x no further than EXP_RANGE from 0 */
-INLINE vec exp_from(vec x) {
-    const vec n = v_floor(v_mul(x, v_set1(LOG2_E)));
-    return exp_reduced(n, v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x)));
-}
+/* x = n ln2 + r */
+INLINE vec whole_ln2(vec x) { return v_floor(v_mul(x, v_set1(LOG2_E))); }
+INLINE vec rest_ln2(vec x, vec n) { return v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x)); }
 
-INLINE vec v_exp(vec x) { return exp_from(v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x))); }
+INLINE vec v_exp(vec x) {
+    const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x)), n = whole_ln2(bounded);
+    const vec low = v_min(v_set1(2 * REAL_MIDDLE), n); /* of what v_scale2 takes */
+    return v_mul(exp_reduced(low, rest_ln2(bounded, n)), v_scale2(v_set1(1), v_sub(n, low)));
+}
 
 INLINE vec v_tanh(vec x) {
     const vec one = v_set1(1), magnitude = v_abs(x), square = v_mul(x, x);
     const vec small = v_fma(v_mul(x, square), polynomial(tanh_p, LENGTH(tanh_p), square), x);
     const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude));
-    const vec n = v_floor(v_mul(twice, v_set1(LOG2_E))), e = exp_reduced(n, v_fnma(n, v_set1(LN2), twice));
+    const vec n = whole_ln2(twice), e = exp_reduced(n, v_fnma(n, v_set1(LN2), twice));
     const vec large = v_sub(one, v_div(v_set1(2), v_add(e, one)));
     return v_select_le(magnitude, v_set1(TANH_SPLIT), small, v_copysign(large, x));
 }
 
 INLINE vec v_logistic(vec x) {
     const vec one = v_set1(1), split = v_set1(LOGISTIC_SPLIT), minus_x = v_sub(v_set1(0), x);
-    const vec e = exp_from(v_max(v_set1(-EXP_RANGE), v_select_le(x, split, x, minus_x)));
+    const vec power = v_max(v_set1(-EXP_RANGE), v_select_le(x, split, x, minus_x)), n = whole_ln2(power);
+    const vec e = exp_reduced(n, rest_ln2(power, n));
     const vec inverse = v_div(one, v_add(one, e));
     return v_select_le(x, split, v_fnma(e, v_mul(e, inverse), e), inverse);
 }

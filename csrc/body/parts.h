@@ -17,7 +17,7 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
     const packing p = packing_of(N, 1, 1, K);
     real *packed = workspace;
     for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, NULL, N, K, j, packed + packed_panel(&p, j), 0);
-    const split tiles = tiles_of(M);
+    const split tiles = tiles_of(&p, M);
     for (int64_t i = 0; i < tiles.parts; ++i) {
         const int64_t m = split_at(&tiles, i);
         const int height = (int)(split_at(&tiles, i + 1) - m);

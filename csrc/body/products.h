@@ -12,7 +12,7 @@ typedef struct {
     int64_t out_step;
 } row_sum;
 
-static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(sum->count).parts; }
+static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(&sum->p, sum->count).parts; }
 
 INLINE real *row_sum_out(const row_sum *sum, int64_t g) {
     return sum->out + (sum->block[g / sum->height] * sum->height + g % sum->height) * sum->out_step;
@@ -23,7 +23,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
                           int64_t to) {
     const int64_t step = c->shape.step;
     const packing *p = &sum->p;
-    const split tiles = tiles_of(sum->count);
+    const split tiles = tiles_of(p, sum->count);
     for (int64_t item = from, next; item < to && !skips(c->job, c->worker, sum->count, rows); item = next) {
         const int64_t j = item / tiles.parts;
         next = least(to, (j + 1) * tiles.parts);
@@ -134,7 +134,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
 static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *W = &c->shape.W;
     const int f = c->shape.cell.shape.input;
-    const split tiles = tiles_of(to - from);
+    const split tiles = tiles_of(W, to - from);
     for (int64_t j = 0; j < W->panels && !skips(c->job, c->worker, to - from, W->K); ++j) {
         const int vecs = panel_vectors(W, j);
         const int64_t column = first_vector(W, j) * VL;

@@ -243,7 +243,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     const reverse_shape *f = &c->shape;
     const packing *stage = &f->stage[i].p;
     const share *s = &c->share;
-    const split tiles = tiles_of(to - from);
+    const split tiles = tiles_of(stage, to - from);
     const reverse_rows *rows = &c->rows;
     const int project = f->projected && i == 0;
     reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .p_step = f->p_step};
@@ -371,7 +371,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
             for (int64_t p = s->first; p < s->end; p += point.rows) {
                 _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
                 const int returns = p < active; /* else the sequence has no step */
-                point.rows = returns ? (int)least(TILE_ROWS, least(active, s->end) - p) : 1;
+                point.rows = returns ? (int)least(units->rows, least(active, s->end) - p) : 1;
                 point.direct = v->direct_rows + p;
                 if (returns && i == 0) {
                     dh_tile(c, 0, v, p, point.rows, j, v->carry, tile);

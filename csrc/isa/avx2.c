@@ -4,7 +4,7 @@
 #include "../body/real.h"
 
 #define KERNELS BY_BITS(frnn_avx2_f32, frnn_avx2_f64)
-#define TILE_ROWS 3
+#define TILE_SUMS 12
 
 #if FRNN_BITS == 32
 #define OP(name) _mm256_##name##_ps
@@ -43,13 +43,10 @@ INLINE vec v_floor(vec a) { return OP(floor)(a); }
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LE_OQ)); }
 
 #if FRNN_BITS == 32
-/* 2^n for a whole n in the range of normal exponents */
-INLINE vec exp2_whole(__m256i n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(REAL_BIAS)), REAL_MANTISSA));
-}
-INLINE vec v_scale2(vec a, vec n) { /* in two halves, since n may lie beyond the normal exponents */
-    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
-    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(_mm256_sub_epi32(whole, half)));
+/* 2^(n + REAL_MIDDLE) for a whole n */
+INLINE vec exp2_middle(vec n) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(REAL_BIAS + REAL_MIDDLE));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, REAL_MANTISSA));
 }
 INLINE vec v_zip_lo(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
@@ -58,13 +55,9 @@ INLINE vec v_zip_hi(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 #else
-INLINE vec exp2_whole(__m128i n) {
-    const __m256i biased = _mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(REAL_BIAS)));
-    return _mm256_castsi256_pd(_mm256_slli_epi64(biased, REAL_MANTISSA));
-}
-INLINE vec v_scale2(vec a, vec n) {
-    const __m128i whole = _mm256_cvtpd_epi32(n), half = _mm_srai_epi32(whole, 1);
-    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(_mm_sub_epi32(whole, half)));
+INLINE vec exp2_middle(vec n) {
+    const __m128i biased = _mm_add_epi32(_mm256_cvtpd_epi32(n), _mm_set1_epi32(REAL_BIAS + REAL_MIDDLE));
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_cvtepi32_epi64(biased), REAL_MANTISSA));
 }
 INLINE vec v_zip_lo(vec a, vec b) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
@@ -73,5 +66,7 @@ INLINE vec v_zip_hi(vec a, vec b) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
 }
 #endif
+
+INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
 
 #include "../body/body.h"

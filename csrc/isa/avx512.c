@@ -4,7 +4,7 @@
 #include "../body/real.h"
 
 #define KERNELS BY_BITS(frnn_avx512_f32, frnn_avx512_f64)
-#define TILE_ROWS 6
+#define TILE_SUMS 24
 
 #if FRNN_BITS == 32
 #define OP(name) _mm512_##name##_ps

@@ -3,7 +3,7 @@
 #include "../body/real.h"
 
 #define KERNELS BY_BITS(frnn_generic_f32, frnn_generic_f64)
-#define TILE_ROWS 2
+#define TILE_SUMS 8
 
 typedef real vec __attribute__((vector_size(16)));
 typedef real_int vec_int __attribute__((vector_size(16)));
@@ -49,13 +49,11 @@ INLINE vec v_floor(vec a) {
     const vec nearest = (a + magic) - magic;
     return nearest - choose((vec_int)(nearest > a), v_set1(1), v_set1(0));
 }
-INLINE vec exp2_whole(vec_int n) { return (vec)((n + REAL_BIAS) << REAL_MANTISSA); }
-INLINE vec v_scale2(vec a, vec n) { /* in two halves, since n may lie beyond the normal exponents */
+/* 2^(n + REAL_MIDDLE) for a whole n */
+INLINE vec exp2_middle(vec n) {
     const vec magic = v_set1((real)1.5 * (real)((int64_t)1 << REAL_MANTISSA));
-    const vec_int whole = (vec_int)(n + magic) - (vec_int)magic, half = whole >> 1;
-    return a * exp2_whole(half) * exp2_whole(whole - half);
+    return (vec)(((vec_int)(n + magic) - (vec_int)magic + (REAL_BIAS + REAL_MIDDLE)) << REAL_MANTISSA);
 }
-
 #if FRNN_BITS == 32
 INLINE vec v_zip_lo(vec a, vec b) { return (vec){a[0], b[0], a[1], b[1]}; }
 INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[2], b[2], a[3], b[3]}; }
@@ -63,5 +61,7 @@ INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[2], b[2], a[3], b[3]}; }
 INLINE vec v_zip_lo(vec a, vec b) { return (vec){a[0], b[0]}; }
 INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[1], b[1]}; }
 #endif
+
+INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
 
 #include "../body/body.h"

@@ -4,7 +4,7 @@
 #include "../body/real.h"
 
 #define KERNELS BY_BITS(frnn_neon_f32, frnn_neon_f64)
-#define TILE_ROWS 6
+#define TILE_SUMS 24
 
 #if FRNN_BITS == 32
 #define OP(name) name##_f32
@@ -57,22 +57,18 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose(OP(vcleq)(
 INLINE vec v_zip_lo(vec a, vec b) { return OP(vzip1q)(a, b); }
 INLINE vec v_zip_hi(vec a, vec b) { return OP(vzip2q)(a, b); }
 
+/* 2^(n + REAL_MIDDLE) for a whole n */
 #if FRNN_BITS == 32
-INLINE vec exp2_whole(int32x4_t n) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(REAL_BIAS)), REAL_MANTISSA));
-}
-INLINE vec v_scale2(vec a, vec n) { /* in two halves, since n may lie beyond the normal exponents */
-    const int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
-    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(vsubq_s32(whole, half)));
+INLINE vec exp2_middle(vec n) {
+    const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(REAL_BIAS + REAL_MIDDLE));
+    return vreinterpretq_f32_s32(vshlq_n_s32(biased, REAL_MANTISSA));
 }
 #else
-INLINE vec exp2_whole(int64x2_t n) {
-    return vreinterpretq_f64_s64(vshlq_n_s64(vaddq_s64(n, vdupq_n_s64(REAL_BIAS)), REAL_MANTISSA));
-}
-INLINE vec v_scale2(vec a, vec n) {
-    const int64x2_t whole = vcvtq_s64_f64(n), half = vshrq_n_s64(whole, 1);
-    return v_mul(v_mul(a, exp2_whole(half)), exp2_whole(vsubq_s64(whole, half)));
+INLINE vec exp2_middle(vec n) {
+    const int64x2_t biased = vaddq_s64(vcvtq_s64_f64(n), vdupq_n_s64(REAL_BIAS + REAL_MIDDLE));
+    return vreinterpretq_f64_s64(vshlq_n_s64(biased, REAL_MANTISSA));
 }
 #endif
+INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
 
 #include "../body/body.h"
