@@ -209,6 +209,13 @@ class TestMain:
         assert run.returncode == 2
         assert run.stderr.startswith("fastrnn info: error: FASTRNN_NUM_THREADS: expected")
 
+    def test_a_reader_that_has_gone(self):
+        read, write = os.pipe()
+        os.close(read)
+        run = subprocess.run([sys.executable, "-m", "fastrnn", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert (run.returncode, run.stderr) == (141, "")
+
     def test_no_command(self, capsys):
         with pytest.raises(SystemExit, match="2"):
             main([])

@@ -7,6 +7,7 @@ and a place in ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastrnn {args.command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads on, as after `| head`; the interpreter's own last flush must not raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _run(args):
@@ -47,6 +51,8 @@ def _run(args):
     except ValueError as error:  # what the environment says
         raise CliError(str(error)) from None
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except MemoryError as error:
         raise CliError(f"not enough memory: {error}") from None
