@@ -56,7 +56,7 @@ INLINE vec rest_ln2(vec x, vec n) { return v_fnma(n, v_set1(LN2_LOW), v_fnma(n, 
 
 INLINE vec v_exp(vec x) {
     const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x)), n = whole_ln2(bounded);
-    const vec low = v_min(v_set1(2 * REAL_MIDDLE), n); /* of what v_scale2 takes */
+    const vec low = v_min(v_set1(2 * REAL_MIDDLE), n); /* as v_scale2 takes; what is left of 2^n comes after it */
     return v_mul(exp_reduced(low, rest_ln2(bounded, n)), v_scale2(v_set1(1), v_sub(n, low)));
 }
 
