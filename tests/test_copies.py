@@ -25,6 +25,25 @@ def test_a_copy_computes_the_same_and_is_independent(backend, row, way, rng):
     assert np.array_equal(layer(x)[0], before)
 
 
+class Named(fastrnn.GRU):
+    """A layer with a constructor and an attribute of its own."""
+
+    def __init__(self, name):
+        super().__init__(3, 4, bidirectional=True)
+        self.name = name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_has_what_a_subclass_and_its_user_added(way, rng):
+    layer = Named("encoder")
+    layer.note = ["of a user"]
+    other = WAYS[way](layer)
+    x = rng.standard_normal((5, 2, 3))
+    assert type(other) is Named
+    assert (other.name, other.note) == ("encoder", ["of a user"])
+    assert np.array_equal(other(x)[0], layer(x)[0])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_goes_on_with_the_same_masks(backend, way, rng):
     layer = backend.GRU(3, 4, num_layers=2, dropout=0.5, seed=1)

@@ -30,6 +30,8 @@ class Layer(Inference):
     _states: ClassVar[tuple[str, ...]] = ("h",)
     _gates: tuple[str, ...] = ()
 
+    _built = ("_weights", "_engines", "_zero_states")  # from the rest, which is what copies take
+
     def __init__(
         self,
         input_size,
@@ -56,7 +58,6 @@ class Layer(Inference):
         self.dtype = checks.real_dtype(dtype, "dtype")
         self._state_widths = {"h": output_size or self.hidden_size, "c": self.hidden_size}
         self._output_width = self.num_directions * self._state_widths["h"]
-        self._zero_states = None, ()  # those of the last batch size, which calls only read
         rng = checks.random_generator(seed, "seed")
         self._params = Parameters(
             {
@@ -68,8 +69,13 @@ class Layer(Inference):
         arrays = dict(self.params)
         initial.initialise(arrays, self._kind().__name__, self.hidden_size, init, rng, coupled)
         self._dropout_rng = rng.spawn(1)[0]
+        self._build()
+
+    def _build(self):
+        """What calls use beside the options and the parameters."""
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
+        self._zero_states = None, ()  # those of the last batch size, which calls only read
 
     @property
     def dropout(self) -> float:
@@ -423,15 +429,15 @@ class Layer(Inference):
         }
         self.params.update(arrays)
 
-    # Copies, which pickle makes as well: built anew from the options, with random masks to come from the same place.
+    # Copies, which pickle makes as well: with parameters of their own, and random masks to come from the same place.
 
-    def __reduce__(self):
-        built = _rebuilt, (type(self), self.input_size, self.hidden_size, self._options())
-        return *built, (self.state_dict(), copy.deepcopy(self._dropout_rng))
+    def __getstate__(self):
+        state = {name: value for name, value in vars(self).items() if name not in self._built}
+        return state | {"_params": self.state_dict(), "_dropout_rng": copy.deepcopy(self._dropout_rng)}
 
     def __setstate__(self, state):
-        params, self._dropout_rng = state
-        self.load_state_dict(params)
+        vars(self).update(state, _params=Parameters(state["_params"]))
+        self._build()
 
     # The options, for people and for files.
 
@@ -468,7 +474,3 @@ class Layer(Inference):
                 value = getattr(self, name)
                 options[name] = value.name if name == "dtype" else value
         return options
-
-
-def _rebuilt(cls, input_size, hidden_size, options):
-    return cls(input_size, hidden_size, **options)
