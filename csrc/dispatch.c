@@ -57,26 +57,23 @@ frnn_shape frnn_layer_shape(const frnn_layer *layer) { return isas[ISAS - 1].ker
 /* Flush-to-zero and denormals-are-zero: a gradient that vanishes passes through denormal numbers, which many processors
  * handle a hundred times slower. Set for a worker's job and then put back. */
 #if defined(__x86_64__)
-typedef unsigned fp_mode;
-static fp_mode flush_denormals(void) {
-    const fp_mode before = _mm_getcsr();
+static uint64_t flush_denormals(void) {
+    const unsigned before = _mm_getcsr();
     _mm_setcsr(before | 0x8040u);
     return before;
 }
-static void restore(fp_mode before) { _mm_setcsr(before); }
+static void restore(uint64_t before) { _mm_setcsr((unsigned)before); }
 #elif defined(__aarch64__)
-typedef uint64_t fp_mode;
-static fp_mode flush_denormals(void) {
-    fp_mode before;
+static uint64_t flush_denormals(void) {
+    uint64_t before;
     __asm__ volatile("mrs %0, fpcr" : "=r"(before));
     __asm__ volatile("msr fpcr, %0" : : "r"(before | (1u << 24)));
     return before;
 }
-static void restore(fp_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+static void restore(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
 #else
-typedef int fp_mode;
-static fp_mode flush_denormals(void) { return 0; }
-static void restore(fp_mode before) { (void)before; }
+static uint64_t flush_denormals(void) { return 0; }
+static void restore(uint64_t before) { (void)before; }
 #endif
 
 typedef struct {
@@ -86,9 +83,26 @@ typedef struct {
 
 static void work_flushed(void *argument, const frnn_worker *worker) {
     const flushed_work *f = argument;
-    const fp_mode before = flush_denormals();
+    const uint64_t before = flush_denormals();
+    if (worker->id == 0) f->job->fp_mode = before;
     f->work(f->job, worker);
+    atomic_thread_fence(memory_order_seq_cst); /* for stores past the caches, which other orderings let pass */
     restore(before);
+}
+
+/* Between two questions: to ask can take as long as a lock of the caller's, and people wait for some tenths of a second
+ * at most. */
+#define ASK_EVERY 5e7 /* ns */
+
+int frnn_asks(frnn_job *job) {
+    const double now = frnn_now();
+    if (job->asked == 0) job->asked = now; /* the first time the call has but begun */
+    if (!job->interrupt->should_stop || now - job->asked < ASK_EVERY) return 0;
+    job->asked = now;
+    restore(job->fp_mode);
+    const int answer = job->interrupt->should_stop(job->interrupt->context);
+    flush_denormals();
+    return answer;
 }
 
 /* Below this many multiply-adds a call is over before another thread has woken. */
@@ -193,7 +207,9 @@ frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *lay
 
 frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                      const frnn_record *record, const frnn_forward_args *tangents) {
-    return call(isa, threads, layer, batch, FRNN_FORWARD, tangents, record, &tangents->interrupt);
+    frnn_forward_args args = *tangents;
+    args.kept.data = args.x_copy = args.y_copy = NULL;
+    return call(isa, threads, layer, batch, FRNN_FORWARD, &args, record, &args.interrupt);
 }
 
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
@@ -210,7 +226,7 @@ int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
                           void *out) {
     if (!dtype_fits(dtype) || function < FRNN_EXP || function > FRNN_LOGISTIC || n < 0) return FRNN_INVALID;
-    const fp_mode before = flush_denormals();
+    const uint64_t before = flush_denormals();
     isa->kernels[dtype]->evaluate(function, n, in, out);
     restore(before);
     return FRNN_OK;
@@ -224,7 +240,7 @@ size_t frnn_product_workspace(const frnn_isa *isa, frnn_dtype dtype, int64_t K, 
 frnn_status frnn_product(const frnn_isa *isa, frnn_dtype dtype, int64_t M, int64_t K, int64_t N, const void *a,
                          const void *b, void *c, void *workspace) {
     if (!product_fits(dtype, M, K, N)) return FRNN_INVALID;
-    const fp_mode before = flush_denormals();
+    const uint64_t before = flush_denormals();
     isa->kernels[dtype]->product(M, K, N, a, b, c, workspace);
     restore(before);
     return FRNN_OK;
@@ -239,7 +255,7 @@ typedef struct {
 
 static void limit_work(void *argument, const frnn_worker *w) {
     limit_job *job = argument;
-    const fp_mode before = flush_denormals();
+    const uint64_t before = flush_denormals();
     job->done += job->data ? job->kernels->read_loop(job->data + w->id * job->part, job->part, job->rounds)
                            : job->kernels->fma_loop(job->rounds);
     restore(before);

@@ -3,8 +3,9 @@
  *
  * Letters: T time steps, B sequences, I inputs, H hidden units, O outputs of a direction, G gates, D directions.
  * Matrices are row-major; a real is a float or a double as the layer's dtype says. No function allocates memory, but
- * for the team of threads, which grows to the largest number asked for: the caller asks for the size of the workspace
- * and hands one over, aligned to 64 bytes, like packed weights. `threads` is the most that a call may use, no more than
+ * for the team of threads, which grows to the largest number asked for (and the system's files on the quota of this
+ * process, which are read once): the caller asks for the size of the workspace and hands one over, aligned to 64 bytes,
+ * like packed weights. `threads` is the most that a call may use, no more than
  * its workspace was made for. Every function may be called from several threads. */
 #ifndef FASTRNN_H
 #define FASTRNN_H
@@ -32,7 +33,7 @@ const char *frnn_isa_name(const frnn_isa *isa);
 /* Cells are numbered by the rows of cells/cells.def. */
 const char *frnn_cell_name(int cell); /* NULL beyond the last */
 
-/* Processors this process may use: its affinity, and the quota of its control group. */
+/* Processors this process may use: its affinity, and the quota of its control groups. */
 int frnn_processors(void);
 
 /* One layer. */
@@ -149,12 +150,12 @@ frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *la
                           const frnn_backward_args *args);
 
 /* Backward sums gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin where a
- * chunk does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin; -1: no
- * recurrent layer. */
+ * chunk does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin; -1: the
+ * layer is invalid or not recurrent. */
 int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end);
 
 /* The parts, for tests: out = function(in), elementwise, n reals; and c (M, N) = a (M, K) b (K, N), whose workspace is
- * frnn_product_workspace bytes (0: invalid). */
+ * frnn_product_workspace bytes (0: none, or the sizes are invalid). */
 typedef enum { FRNN_EXP = 0, FRNN_TANH = 1, FRNN_LOGISTIC = 2 } frnn_function;
 frnn_status frnn_evaluate(const frnn_isa *isa, frnn_dtype dtype, frnn_function function, int64_t n, const void *in,
                           void *out);

@@ -18,8 +18,13 @@ typedef struct {
     void *packed;
     const frnn_interrupt *interrupt;
     atomic_int stopped, leaving[FRNN_GROUPS];
-    double macs; /* multiply-adds since worker 0 last asked whether to stop */
+    double macs;      /* worker 0: multiply-adds since it last looked at the clock; */
+    double asked;     /* when it last asked whether to stop, or 0; */
+    uint64_t fp_mode; /* the floating-point mode of the caller, whose thread it runs on */
 } frnn_job;
+
+/* For worker 0 of a call: should it end? Its interrupt is asked now and then, in the caller's floating-point mode. */
+int frnn_asks(frnn_job *job);
 
 /* A pass over a layer's steps. Sizes are in bytes. */
 typedef struct {

@@ -7,11 +7,9 @@
 #define _GNU_SOURCE
 #include <sched.h>
 #endif
-#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,6 +19,7 @@
 
 enum { MAX_WORKERS = 256, SPINS = 16000, MEASURED = 6 /* barriers */ };
 #define MEASURED_FOR 1e7 /* ns */
+#define ASLEEP 1e4       /* ns that a barrier takes each of its members where they do not spin */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -109,30 +108,6 @@ static struct {
     seat seats[MAX_WORKERS];
 } team;
 
-/* The control group's processor quota rounded up, or INT_MAX: version 2, then version 1. */
-static int control_group_quota(void) {
-    double quota = -1, period = -1;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (file != NULL) {
-        if (fscanf(file, "%lf %lf", &quota, &period) != 2) quota = -1; /* "max" is no number: no quota */
-        fclose(file);
-    } else {
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
-        if (file != NULL) {
-            if (fscanf(file, "%lf", &quota) != 1) quota = -1;
-            fclose(file);
-        }
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
-        if (file != NULL) {
-            if (fscanf(file, "%lf", &period) != 1) period = -1;
-            fclose(file);
-        }
-    }
-    if (quota <= 0 || period <= 0 || quota / period >= MAX_WORKERS) return INT_MAX;
-    const int whole = (int)(quota / period);
-    return whole < quota / period ? whole + 1 : whole;
-}
-
 static void team_forget(void) {
     const int quota = team.quota;
     memset(&team, 0, sizeof team);
@@ -140,12 +115,13 @@ static void team_forget(void) {
     pthread_mutex_init(&team.busy, NULL);
     event_init(&team.finished);
     for (int g = 0; g < FRNN_GROUPS; ++g) event_init(&team.groups[g].passed);
+    for (int id = 0; id < MAX_WORKERS; ++id) event_init(&team.seats[id].started);
     team.meeting = 20; /* as on cores that share a cache */
 }
 
 static void team_init(void) {
     team_forget();
-    team.quota = control_group_quota();
+    team.quota = frnn_quota();
     pthread_atfork(NULL, NULL, team_forget);
 }
 
@@ -184,26 +160,20 @@ static void team_spread(int size) {
 #endif
 }
 
-static double now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
-}
-
 /* One worker's part of the job. How fast the workers meet depends on which processors they run on, and those change. */
 static void team_work(int id) {
-    const frnn_worker worker = {id, team.size, team.meeting};
+    const frnn_worker worker = {id, team.size, team.spins ? team.meeting : ASLEEP};
     team.work(team.argument, &worker);
     if (!team.measures) return;
     double fastest = HUGE_VAL; /* of some rounds, for a worker may still sleep, or lose its processor meanwhile */
     for (int round = 0; round < 4; ++round) {
-        const double begin = now_ns();
+        const double begin = frnn_now();
         for (int i = 0; i < MEASURED; ++i) frnn_barrier(FRNN_ALL, worker.size);
-        const double time = now_ns() - begin;
+        const double time = frnn_now() - begin;
         if (time < fastest) fastest = time;
     }
     if (id > 0) return;
-    team.when = now_ns();
+    team.when = frnn_now();
     team.meeting = fastest / MEASURED / worker.size;
 }
 
@@ -221,7 +191,6 @@ static void *team_thread(void *own_seat) {
 static void team_grow(int threads) {
     while (team.threads < threads) {
         seat *next = &team.seats[team.threads + 1];
-        event_init(&next->started);
         next->id = team.threads + 1;
         if (pthread_create(&next->thread, NULL, team_thread, next) != 0) return;
         pthread_detach(next->thread);
@@ -245,8 +214,8 @@ void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worke
     team.work = work;
     team.argument = argument;
     team.size = size;
-    team.measures = size > 1 && now_ns() - team.when > MEASURED_FOR;
     team.spins = size <= frnn_processors() ? SPINS : 0;
+    team.measures = size > 1 && team.spins && frnn_now() - team.when > MEASURED_FOR;
     team_spread(size);
     atomic_store(&team.unfinished, size);
     for (int id = 1; id < size; ++id) event_advance(&team.seats[id].started);
@@ -257,6 +226,12 @@ void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worke
         event_wait(&team.finished, turn, team.spins);
     }
     pthread_mutex_unlock(&team.busy);
+}
+
+double frnn_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e9 * (double)now.tv_sec + (double)now.tv_nsec;
 }
 
 void frnn_barrier(int group, int members) {

@@ -17,6 +17,12 @@ typedef struct {
  * can be had, on fewer: worker.size tells. */
 void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument);
 
+/* The quota of processors that control groups put on this process, rounded up, or INT_MAX. */
+int frnn_quota(void);
+
+/* Nanoseconds on a clock that only goes forward. */
+double frnn_now(void);
+
 /* Returns once `members` workers of the running job have called it for this group. */
 void frnn_barrier(int group, int members);
 

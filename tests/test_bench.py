@@ -95,6 +95,8 @@ class TestPeers:
         assert both["seconds"].keys() == installed - {"onnxruntime"}
         assert main(["bench", "--report", str(path), "--output", str(tmp_path / "no" / "where")]) == 2
         assert "--output: cannot write" in capsys.readouterr().err
+        assert main(["bench", "--output", str(tmp_path)]) == 2
+        assert "--output: expected --report as well" in capsys.readouterr().err
 
 
 class TestPoints:

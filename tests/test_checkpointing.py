@@ -27,6 +27,7 @@ from helpers import (
 
 import fastrnn
 from fastrnn import reference
+from fastrnn.memory import memory_available
 
 WITH_STATE = [row for row in ROWS if row.parts]
 with_state = pytest.mark.parametrize("row", WITH_STATE, ids=lambda row: row.id)
@@ -265,6 +266,7 @@ print(layer.training_memory(steps, batch, checkpoint_every=every), layer.trainin
         ("GRU", {"num_layers": 2, "bidirectional": True}, None),
         ("GRU", {"num_layers": 2, "bidirectional": True}, 300),
         ("TDNN", {"num_layers": 2, "dropout": 0.5}, 300),
+        ("TDNN", {"num_layers": 3, "dropout": 0.5, "bidirectional": True, "dtype": "float64"}, None),
     ],
     ids=str,
 )
@@ -331,3 +333,25 @@ def test_any_integer_will_do(backend, rng):
     layer, data = draw(row_of("lstm"), backend, rng, DIMS[0])
     want = run(layer, **data, checkpoint_every=7)
     assert_same_bits(run(layer, **data, checkpoint_every=np.int16(7)), want)
+
+
+GROUPS = {"version 2": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")} | {
+    "version 1": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+def test_the_memory_there_is(version, tmp_path):
+    """What the system has, caches that it can give up included, and no more than the control group leaves."""
+    assert memory_available(tmp_path) > 2**20  # says nothing: of what this machine says otherwise
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable:    5000 kB\n")
+    assert memory_available(tmp_path) == 5000 * 1024
+    directory, limit, usage, cache = GROUPS[version]
+    group = tmp_path / directory
+    group.mkdir(parents=True)
+    (group / usage).write_text("3000000\n")
+    (group / "memory.stat").write_text(f"anon 5\n{cache} 1000000\n")
+    for text, want in (("max\n", 5000 * 1024), ("4000000\n", 2000000), ("1000000\n", 0)):
+        (group / limit).write_text(text)
+        assert memory_available(tmp_path) == want

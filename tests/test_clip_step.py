@@ -317,6 +317,15 @@ def test_with_lengths_each_sequence_as_if_alone(backend, row, rng):
         assert_close(got, {name: one[name] for name in got}, 0, GRADIENT64)
 
 
+def test_a_limit_too_small_to_be_a_normal_number(backend, row, dtype, rng):
+    """It lets next to nothing pass, and not everything."""
+    layer = make(row, backend, INPUTS, HIDDEN, dtype=dtype)
+    tape = layer.forward(normal(rng, (6, 3, INPUTS), dtype))[2]
+    dy = normal(rng, tape.h.shape, dtype)
+    tiny, small = (layer.backward(tape, dy, clip_step=limit).x for limit in (5e-324, 1e-30))
+    assert np.allclose(tiny, small, rtol=1e-4, atol=1e-25)
+
+
 # ---- Bad values. ----
 
 

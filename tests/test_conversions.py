@@ -88,6 +88,14 @@ def integers(rng, dtype):
     return lambda shape: rng.integers(0, 4, shape).astype(dtype)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2"])
+def test_small_floats_of_another_package(backend, name, rng):
+    small = pytest.importorskip("ml_dtypes")
+    layer = backend.GRU(INPUTS, HIDDEN, seed=0)
+    x = rng.integers(0, 4, (STEPS, BATCH, INPUTS)).astype(np.float32)
+    assert np.array_equal(layer(x.astype(getattr(small, name)))[0], layer(x)[0])
+
+
 def same_values(a, b):
     return all(p.dtype == q.dtype and np.array_equal(p, q) for p, q in zip(as_tuple(a), as_tuple(b), strict=True))
 

@@ -44,6 +44,27 @@ def test_a_copy_has_what_a_subclass_and_its_user_added(way, rng):
     assert np.array_equal(other(x)[0], layer(x)[0])
 
 
+def test_what_refers_to_the_parameters_refers_to_those_of_a_deep_copy():
+    layer = fastrnn.RNN(3, 4)
+    layer.optimizer = fastrnn.train.SGD(layer.params, 0.1)
+    other = copy.deepcopy(layer)
+    assert all(other.optimizer.params[name] is value for name, value in other.params.items())
+
+
+def test_arrays_that_a_pickle_only_lends(backend, rng):
+    """With buffers out of band they are read-only, and may lie at any address."""
+    layer = backend.GRU(3, 4)
+    buffers = []
+    stream = pickle.dumps(layer, protocol=5, buffer_callback=buffers.append)
+    odd = [memoryview(b"." + buffer.raw().tobytes())[1:] for buffer in buffers]
+    other = pickle.loads(stream, buffers=odd)
+    x = rng.standard_normal((5, 2, 3))
+    assert np.array_equal(other(x)[0], layer(x)[0])
+    for value in other.params.values():
+        assert value.flags.aligned
+        value += 1
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_goes_on_with_the_same_masks(backend, way, rng):
     layer = backend.GRU(3, 4, num_layers=2, dropout=0.5, seed=1)
@@ -64,6 +85,17 @@ def test_parameters_alone_become_a_dict(backend, way):
     assert all((kept[name] is value) == (way == "copy") for name, value in layer.params.items())
 
 
+def test_values_that_are_parameters_themselves():
+    """All are read before the first is written."""
+    layer = fastrnn.RNN(3, 3, bidirectional=True, seed=0)
+    before = layer.state_dict()
+    other = {name: name.removesuffix("_reverse") if name.endswith("_reverse") else name + "_reverse" for name in before}
+    layer.load_state_dict({other[name]: value for name, value in layer.params.items()})
+    assert all(np.array_equal(layer.params[other[name]], value) for name, value in before.items())
+    layer.params |= {other[name]: value for name, value in layer.params.items()}
+    assert all(np.array_equal(layer.params[name], value) for name, value in before.items())
+
+
 def test_parameters_cannot_be_exchanged():
     layer = fastrnn.RNN(3, 4)
     with pytest.raises(AttributeError, match=r"^params: "):
@@ -80,7 +112,10 @@ def test_parameters_are_all_changed_or_none():
     assert all((value == 1).all() for value in layer.params.values())
 
 
-@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("a", TypeError)])
+@pytest.mark.parametrize(
+    ("seed", "error"),
+    [(-1, ValueError), (1.5, TypeError), ("a", TypeError), (np.random.RandomState(1), TypeError), (True, TypeError)],
+)
 def test_a_bad_seed_is_named(seed, error):
     with pytest.raises(error, match=r"^seed: "):
         fastrnn.RNN(3, 4, seed=seed)

@@ -268,6 +268,8 @@ OPTIONS = [
     ("dropout", -0.1, "-0.1"),
     ("dropout", 1.5, "1.5"),
     ("dropout", np.nan, "nan"),
+    ("dropout", 10**400, "10+"),
+    ("dropout", -(10**400), "-10+"),
     ("dropout", "half", "'?half'?|str"),
     ("dropout", "0.5", "'0.5'"),
     ("dropout", True, "True"),
@@ -280,7 +282,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}" for name, value, _ in OPTIONS])
+@pytest.mark.parametrize(("name", "value", "came"), OPTIONS, ids=[f"{name}-{value}"[:20] for name, value, _ in OPTIONS])
 def test_options(backend, row, name, value, came):
     refused(lambda: make(row, backend, INPUTS, HIDDEN, **{name: value}), name, came)
 

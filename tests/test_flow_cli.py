@@ -173,6 +173,13 @@ class TestModel:
         assert (flow["cell"], flow["lengths"]) == (cls, [25, 25])
         assert flow["verdict"] in capsys.readouterr().out
 
+    def test_what_fails_leaves_the_figures_there_are(self, tmp_path, no_pictures):
+        figures = tmp_path / "flow.json"
+        figures.write_text("of before")
+        assert run("--text", tmp_path / "none.txt", "--json", figures, "--out", tmp_path / "flow.png") == 2
+        assert figures.read_text() == "of before"
+        assert list(tmp_path.iterdir()) == [figures]
+
     def test_picture(self, tmp_path):
         """Of a layer that reads the shipped text, by default its top level."""
         fastrnn.LSTM(62, 5, 2, seed=3).save(tmp_path / "model.safetensors")

@@ -264,6 +264,7 @@ def test_chrono_remembers(cell, options):
         ("LSTM", LSTM, {"chrono": 1.9}, "chrono 2 1.9"),
         ("LSTM", LSTM, {"chrono": -5}, "chrono 2 -5"),
         ("LSTM", LSTM, {"chrono": np.inf}, "chrono finite inf"),
+        ("LSTM", LSTM, {"chrono": 10**400}, "chrono finite 1000"),
         ("LSTM", LSTM, {"orthogonal": np.nan}, "orthogonal finite nan"),
         ("RNN", {}, ["identity", "orthogonal"], "identity orthogonal both"),
         ("LSTM", LSTM, {"forget_bias": 1, "chrono": 9}, "forget_bias chrono both"),

@@ -182,3 +182,27 @@ def test_lengths_are_those_at_the_time_of_the_call(layer, data):
     lengths[:] = 1
     got = layer.backward(tape, data["dy"], data["dstate"])
     assert differing_bits(got.x, want["grads.x"]) == 0
+
+
+def test_not_a_number_where_nothing_reads_it(backend, row, rng):
+    """In the initial state of a sequence without a step: it comes back as the last state, and goes nowhere else."""
+    layer = enliven(make(row, backend, INPUTS, HIDDEN), row, rng)
+    state = map_state(np.zeros_like, layer(np.ones((1, 2, INPUTS)))[1])
+    x = normal(rng, (3, 2, INPUTS), layer.dtype)
+    want = layer.forward(x, state, lengths=[3, 0])
+    for part in as_tuple(state):
+        part[:, 1] = np.nan
+    y, last, tape = layer.forward(x, state, lengths=[3, 0])
+    assert np.array_equal(y, want[0])
+    assert all(np.isnan(part[:, 1]).all() and np.isfinite(part[:, 0]).all() for part in as_tuple(last))
+    assert_same_bits(layer.backward(tape, y).params, layer.backward(want[2], y).params)
+
+
+@pytest.mark.parametrize("options", [{}, {"coupled": True}, {"forget_gate": False}, {"proj_size": 2}], ids=str)
+def test_infinity_in_the_memory_of_an_lstm(backend, options):
+    """Nothing multiplies it but f."""
+    layer = backend.LSTM(2, 3, seed=0, **options)
+    h, c = np.zeros((1, 1, options.get("proj_size", 3))), np.full((1, 1, 3), np.inf)
+    y, (_, last) = layer(np.ones((4, 1, 2)), (h, c))
+    assert np.isfinite(y).all()
+    assert (last == np.inf).all()

@@ -66,6 +66,7 @@ def test_layers_too_large(backend, row, dtype):
         (1, 2**64),
         (2**58, 1),
     ]
+    sizes += [(1, 1, 2**20), (1, 1, 2**31), (1, 1, 2**62), (1, 1, 2**64)]  # of a stack
     sizes += [(2**31, 2**31), (1, 2**31), (1, 2**32), (2**32 + 3, 2**32), (2**31, 1), (2**32, 1)]
     assert_refused("layer", backend, row, dtype, sizes)
 

@@ -222,3 +222,36 @@ def test_the_callers_floating_point_mode_is_untouched(isa, dtype, row, threads, 
     assert (denormal * dtype(0.5) > 0).all()
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
         dtype(1) / np.zeros(1, dtype)
+
+
+HANDLER = """
+import os, signal, threading, time
+import numpy as np
+import fastrnn
+
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(float(np.float32(1e-40) + np.float32(0)) > 0))
+layer = fastrnn.RNN(1, 1024, seed=1)
+x = np.ones((8000, 1, 1), np.float32)
+
+def interrupt():
+    while not over.is_set():
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+over = threading.Event()
+sender = threading.Thread(target=interrupt)
+sender.start()
+layer(x)
+within = len(seen)
+over.set()
+sender.join()
+print(within, all(seen))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_a_signal_handler_within_a_call_sees_denormal_numbers():
+    within, right = run_script(HANDLER).split()
+    assert int(within) > 0, "not a test: the call was over before a handler ran"
+    assert right == "True"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -137,6 +138,29 @@ def test_models_alone_leave_everything_else(path):
     assert other.optimizer.steps == 0
     assert other.rng.bit_generator.state == np.random.default_rng(1).bit_generator.state
     assert_same_bits(dict(other.models["layer"].params), dict(run.models["layer"].params))
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A schedule of a user's own."""
+
+    lr: float
+    every: int
+
+    def __call__(self, step):
+        return self.lr / 2 ** (step // self.every)
+
+
+def test_a_schedule_with_numbers_of_numpy(path):
+    save_checkpoint(path, {}, SGD({}, Halved(np.float32(0.5), np.int64(3))))
+    load_checkpoint(path, {}, SGD({}, Halved(0.5, 3)))
+    with pytest.raises(ValueError, match=r"expected lr .*'every': 3.* as was saved, got .*'every': 4"):
+        load_checkpoint(path, {}, SGD({}, Halved(0.5, 4)))
+
+
+def test_parameters_without_a_name(path):
+    with pytest.raises(TypeError, match=r"^optimizer: expected parameters named by strings, got 0"):
+        save_checkpoint(path, {}, SGD({0: np.ones(2)}, 1))
 
 
 def test_the_least_checkpoint(path):

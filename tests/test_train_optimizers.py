@@ -84,6 +84,7 @@ def test_constant_rate():
 
 def test_step_decay():
     assert [StepDecay(8, every=3, factor=0.5)(step) for step in range(8)] == [8, 8, 8, 4, 4, 4, 2, 2]
+    assert StepDecay(1, every=1, factor=10)(400) == math.inf
 
 
 def test_cosine_decay():
@@ -126,6 +127,7 @@ def test_a_schedule_of_no_rates_changes_nothing(make, rate, rng):
     [
         (lambda: ConstantRate(-1), ValueError, "lr: expected a finite number >= 0, got -1"),
         (lambda: ConstantRate("fast"), TypeError, "lr: expected a number, got 'fast'"),
+        (lambda: ConstantRate(10**400), ValueError, "lr: expected a finite number >= 0, got 1000"),
         (lambda: StepDecay(1, every=0), ValueError, "every: expected at least 1, got 0"),
         (lambda: StepDecay(1, every=2, factor=-1), ValueError, "factor: expected a finite number >= 0"),
         (lambda: CosineDecay(1, steps=4, warmup=4), ValueError, "steps: expected at least 5, got 4"),

@@ -304,9 +304,10 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
                 const row_sum sum = {packing_of(I, 1, 1, 0), 0, H, H, 0, &block, rows[0], (real *)out->W + k * I,
                                      layer->contexts * I};
                 const int64_t items = row_sum_items(&sum);
-                sum_over_rows(&c, s.delta, &sum, count, part(w->id, w->size, items), part(w->id + 1, w->size, items));
+                sum_over_rows(&c, s.delta, &sum, count, !c.first, part(w->id, w->size, items),
+                              part(w->id + 1, w->size, items));
             }
-            sum_biases(&c, s.delta, NULL, NULL, count, out);
+            sum_biases(&c, s.delta, NULL, NULL, count, !c.first, out);
             frnn_barrier(FRNN_ALL, w->size);
         }
         poll(job, w, 2.0 * (double)count * (double)H * (double)I * layer->contexts * layer->directions);

@@ -168,7 +168,7 @@ typedef struct {
 static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, const real *panels,
                          const real *const *rows, int64_t count, int64_t from, int64_t to, product_sums s) {
     const split tiles = tiles_of(p, count);
-    for (int64_t j = from; j < to && !skips(job, w, count, p->K); ++j) {
+    for (int64_t j = from; j < to && !skips(job, w, count, p->K, TILE_VECS * VL); ++j) {
         const int64_t column = packed_column(p, j), units = panel_units(p, j);
         const int vecs = column_vectors(p, j, p->gates);
         for (int64_t i = 0; i < tiles.parts; ++i) {
@@ -210,7 +210,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * c->H : 0;
-    for (int64_t n = c->from[i]; n < c->to[i] && !skips(c->job, c->worker, rows, p->K); ++n) {
+    for (int64_t n = c->from[i]; n < c->to[i] && !skips(c->job, c->worker, rows, p->K, TILE_VECS * VL); ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
         const int vecs = column_vectors(p, j, p->gates);
@@ -382,7 +382,7 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             product_rows(job, w, &W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
                          sums);
         }
-        poll(job, w, (double)count * (double)f.width * (double)(layer->input_size + H));
+        poll(job, w, (double)count * (double)f.width * (double)(layer->input_size + O));
         if (leave(job, s->group, s->part, s->parts)) return;
 
         real *step_a = a;
@@ -393,10 +393,11 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
                 if (c.keep) c.record[r] = row_at(&kept, s->first + r, step);
             }
             if (record) recorded_at(&c, record, batch, d, &recorded_y, &recorded, s->first, rows, step);
-            forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
+            const int stops = skips(job, w, rows, O, f.width);
+            if (!stops) forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
             if (f.stages == 2) {
                 frnn_barrier(s->group, s->parts);
-                forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * H);
+                if (!stops) forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * H);
             }
             copy_rows(batch, c.y, rows, &args->y, args->y_copy, own_unit, own_units);
             for (int64_t r = 0; r < rows; ++r) {

@@ -5,7 +5,8 @@
  * stream. A tile is up to TILE_ROWS rows by one panel; its sums stay in registers for the whole of k.
  *
  * Every element is one chain of fused multiply-adds in the order of k, from its initial value on, whatever the tile:
- * this is why results do not depend on the batch, the threads or the width of a vector. */
+ * this is why results do not depend on the batch, the threads or the width of a vector. (An instruction set without
+ * fused ones rounds twice, and has bits of its own.) */
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -115,8 +116,7 @@ INLINE void fetch_ahead(const real *p, int64_t n) {
 enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
 
 /* From so many bytes on, copies for the tape, and packed weights, are written past the caches, for to fetch lines that
- * are then overwritten is half of what it costs. The locked operation with which a worker ends puts such writes before
- * all that follows. */
+ * are then overwritten is half of what it costs. Such writes may come late: a fence ends a worker's part of a call. */
 enum { STREAMED_COPY = 1 << 20, STREAMED_WEIGHTS = 4 << 20 };
 
 INLINE int streams(const packing *p, const real *packed) {

@@ -155,22 +155,21 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     return s;
 }
 
-/* Should the call end? Worker 0 asks about every POLL_MACS multiply-adds. */
+/* Should the call end? Worker 0 sees to it about every POLL_MACS multiply-adds. */
 #define POLL_MACS 2e7
 
 static int poll(frnn_job *job, const frnn_worker *w, double macs) {
     if (w->id == 0 && (job->macs += macs) >= POLL_MACS) {
         job->macs = 0;
-        if (job->interrupt->should_stop && job->interrupt->should_stop(job->interrupt->context)) {
-            atomic_store(&job->stopped, 1);
-        }
+        if (frnn_asks(job)) atomic_store(&job->stopped, 1);
     }
     return atomic_load(&job->stopped);
 }
 
-/* Within a product, before each panel: is what is left of it to be skipped? Asked where a panel takes long. */
-INLINE int skips(frnn_job *job, const frnn_worker *w, int64_t rows, int64_t K) {
-    const double macs = (double)rows * (double)K * (TILE_VECS * VL);
+/* Within a chunk or a product: is the next piece to be skipped, K multiply-adds for each of `columns` of some rows?
+ * Asked where a piece takes long. */
+INLINE int skips(frnn_job *job, const frnn_worker *w, int64_t rows, int64_t K, int64_t columns) {
+    const double macs = (double)rows * (double)K * (double)columns;
     return macs > POLL_MACS / 100 && poll(job, w, macs);
 }
 

@@ -1,8 +1,8 @@
 /* The products over all rows of a chunk that follow its steps in reverse: dx and the gradients of the weights, from the
  * chunk's deltas, which are still in cache. Workers share them out item by item. */
 
-/* A product over the chunk's rows, out += delta^T rows: the rows' columns [column, column + p.units), from the deltas
- * [first, first + count), whose rows of out come in blocks of `height` in the order of block. */
+/* A product over a block of the chunk's rows, out += delta^T rows: the rows' columns [column, column + p.units), from
+ * the deltas [first, first + count), whose rows of out come in blocks of `height` in the order of block. */
 typedef struct {
     packing p;
     int64_t first, count, height, column;
@@ -18,38 +18,35 @@ INLINE real *row_sum_out(const row_sum *sum, int64_t g) {
     return sum->out + (sum->block[g / sum->height] * sum->height + g % sum->height) * sum->out_step;
 }
 
-/* Takes items [from, to) of panels x tiles of deltas. */
-static void sum_over_rows(const reverse_call *c, const real *delta, const row_sum *sum, int64_t rows, int64_t from,
-                          int64_t to) {
+/* Takes items [from, to) of panels x tiles of deltas, for one block of at most BLOCK_ROWS rows. */
+static void sum_over_rows(const reverse_call *c, const real *delta, const row_sum *sum, int64_t rows, int add,
+                          int64_t from, int64_t to) {
     const int64_t step = c->shape.step;
     const packing *p = &sum->p;
-    const split tiles = tiles_of(p, sum->count);
-    for (int64_t item = from, next; item < to && !skips(c->job, c->worker, sum->count, rows); item = next) {
+    const split tiles = tiles_of(p, sum->count), ahead = split_of(rows, tiles.parts);
+    for (int64_t item = from, next; item < to && !skips(c->job, c->worker, sum->count, rows, TILE_VECS * VL);
+         item = next) {
         const int64_t j = item / tiles.parts;
         next = least(to, (j + 1) * tiles.parts);
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
         const int64_t next_column = column + vecs * VL, next_units = least(vecs * VL, p->units - next_column);
-        for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
-            const int64_t K = least(BLOCK_ROWS, rows - k);
-            const split ahead = split_of(K, tiles.parts); /* rows of the next panel to ask for beside each tile */
-            pack_panel(p, NULL, sum->rows + k, sum->column, K, j, c->panel, 0);
-            for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
-                const int64_t g = split_at(&tiles, i);
-                const int height = (int)(split_at(&tiles, i + 1) - g);
-                _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-                const real *columns[TILE_ROWS];
-                for (int r = 0; r < height; ++r) {
-                    columns[r] = delta + k * step + sum->first + g + r;
-                    fetch_ahead(row_sum_out(sum, g + r) + column, vecs * VL);
-                }
-                for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
-                    fetch_ahead(sum->rows[k + r] + sum->column + next_column, next_units);
-                }
-                tile_kernels[height - 1][vecs - 1](K, columns, step, c->panel, zeros, 0, tile, vecs * VL);
-                for (int r = 0; r < height; ++r) {
-                    put_tile(tile + r * vecs * VL, 1, vecs, row_sum_out(sum, g + r) + column, 0, n, k > 0 || !c->first);
-                }
+        pack_panel(p, NULL, sum->rows, sum->column, rows, j, c->panel, 0);
+        for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
+            const int64_t g = split_at(&tiles, i);
+            const int height = (int)(split_at(&tiles, i + 1) - g);
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+            const real *columns[TILE_ROWS];
+            for (int r = 0; r < height; ++r) {
+                columns[r] = delta + sum->first + g + r;
+                fetch_ahead(row_sum_out(sum, g + r) + column, vecs * VL);
+            }
+            for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
+                fetch_ahead(sum->rows[r] + sum->column + next_column, next_units); /* of the next panel */
+            }
+            tile_kernels[height - 1][vecs - 1](rows, columns, step, c->panel, zeros, 0, tile, vecs * VL);
+            for (int r = 0; r < height; ++r) {
+                put_tile(tile + r * vecs * VL, 1, vecs, row_sum_out(sum, g + r) + column, 0, n, add);
             }
         }
     }
@@ -85,25 +82,22 @@ static int row_sums_of(const reverse_call *c, const reverse_direction *v, const 
     return n;
 }
 
-/* out += sum over the chunk's rows of delta [times other], n reals from `column` on. */
+/* out (+)= sum over the block's rows of delta [times other], n reals from `column` on. */
 static void sum_vectors(const reverse_call *c, const real *delta, int64_t column, real *const *other, int64_t at,
-                        int64_t rows, int64_t n, real *const out[2]) {
-    for (int64_t k = 0; k == 0 || k < rows; k += BLOCK_ROWS) {
-        vec sum = v_set1(0);
-        for (int64_t row = k; row < least(rows, k + BLOCK_ROWS); ++row) {
-            const vec d = load_upto(delta + row * c->shape.step + column, n);
-            sum = other ? v_fma(d, load_upto(other[row] + at, n), sum) : v_add(sum, d);
-        }
-        for (int b = 0; b < 2; ++b) {
-            if (!out[b]) continue;
-            store_upto(out[b], k > 0 || !c->first ? v_add(load_upto(out[b], n), sum) : sum, n);
-        }
+                        int64_t rows, int64_t n, int add, real *const out[2]) {
+    vec sum = v_set1(0);
+    for (int64_t row = 0; row < rows; ++row) {
+        const vec d = load_upto(delta + row * c->shape.step + column, n);
+        sum = other ? v_fma(d, load_upto(other[row] + at, n), sum) : v_add(sum, d);
+    }
+    for (int b = 0; b < 2; ++b) {
+        if (out[b]) store_upto(out[b], add ? v_add(load_upto(out[b], n), sum) : sum, n);
     }
 }
 
 /* The gradients of biases and peepholes, for this worker's units. */
 static void sum_biases(const reverse_call *c, const real *delta, real *const *c_before, real *const *kept, int64_t rows,
-                       const frnn_weights *out) {
+                       int add, const frnn_weights *out) {
     const cell_shape *s = &c->shape.cell.shape;
     const int64_t H = c->layer->hidden_size, vectors = divide_up(H, VL);
     const int64_t from = part(c->worker->id, c->worker->size, vectors);
@@ -113,7 +107,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
         for (int64_t i = from; i < to && (b_ih || b_hh); ++i) {
             const int64_t unit = i * VL, row = s->block[g] * H + unit;
             real *const biases[2] = {b_ih ? b_ih + row : NULL, b_hh ? b_hh + row : NULL};
-            sum_vectors(c, delta, g * H + unit, NULL, 0, rows, least(VL, H - unit), biases);
+            sum_vectors(c, delta, g * H + unit, NULL, 0, rows, least(VL, H - unit), add, biases);
         }
     }
     for (int g = 0; s->peephole && out->p && g < 3; ++g) { /* i and f look at c_{t-1}, o at c_t */
@@ -124,7 +118,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
                 store_upto(peephole[0], v_set1(0), n);
             } else {
                 sum_vectors(c, delta, s->peephole_of[g] * H + unit, g < 2 ? c_before : kept,
-                            g < 2 ? unit : s->c * H + unit, rows, n, peephole);
+                            g < 2 ? unit : s->c * H + unit, rows, n, add, peephole);
             }
         }
     }
@@ -135,7 +129,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
     const packing *W = &c->shape.W;
     const int f = c->shape.cell.shape.input;
     const split tiles = tiles_of(W, to - from);
-    for (int64_t j = 0; j < W->panels && !skips(c->job, c->worker, to - from, W->K); ++j) {
+    for (int64_t j = 0; j < W->panels && !skips(c->job, c->worker, to - from, W->K, TILE_VECS * VL); ++j) {
         const int vecs = panel_vectors(W, j);
         const int64_t column = first_vector(W, j) * VL;
         for (int64_t i = 0; i < tiles.parts; ++i) {
@@ -172,11 +166,18 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
     const int n = gradients ? row_sums_of(c, v, &gradients[d], sums) : 0;
     for (int i = 0; i < n; ++i) items += row_sum_items(&sums[i]);
     const int64_t from = part(id, size, items), to = part(id + 1, size, items);
-    for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
-        sum_over_rows(c, v->delta, &sums[i], count, most(from - before, 0),
-                      least(to - before, row_sum_items(&sums[i])));
+    for (int64_t k = 0; gradients && (k == 0 || k < count); k += BLOCK_ROWS, before = 0) {
+        const int64_t rows = least(BLOCK_ROWS, count - k);
+        const real *delta = v->delta + k * f->step;
+        const int add = k > 0 || !c->first;
+        for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
+            row_sum block = sums[i];
+            block.rows += k;
+            sum_over_rows(c, delta, &block, rows, add, most(from - before, 0),
+                          least(to - before, row_sum_items(&block)));
+        }
+        sum_biases(c, delta, v->chunk_c + k, v->chunk_kept + k, rows, add, &gradients[d]);
     }
-    if (gradients) sum_biases(c, v->delta, v->chunk_c, v->chunk_kept, count, &gradients[d]);
     if (c->args->dx.data) input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
     for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
         memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->columns * sizeof(real));

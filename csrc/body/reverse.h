@@ -250,7 +250,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     point.p = v->packed + f->p_at;
     point.dh_at = f->columns;
     const int64_t first = first_panel(s, stage->panels), end = end_panel(s, stage->panels);
-    for (int64_t n = first; n < end && !skips(c->job, c->worker, to - from, stage->K); ++n) {
+    for (int64_t n = first; n < end && !skips(c->job, c->worker, to - from, stage->K, TILE_VECS * VL); ++n) {
         const int64_t j = to_and_fro(n, first, end, t);
         point.vecs = panel_vectors(stage, j);
         point.unit = first_vector(stage, j) * VL;
@@ -340,13 +340,16 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
             map_rows(cell->input, v->chunk_x + offset + s->first, own_end - s->first, c->layer->input_size,
                      v->mapped + (offset + s->first) * f->input_step, f->input_step);
         }
+        const int stops = skips(c->job, c->worker, own_end - s->first, f->columns, c->layer->output_size);
         begin_direct(c, d, v, own_following, own_end);
-        reverse_stage_step(c, d, 0, v, t, s->first, own_following, next);
-        reverse_stage_step(c, d, 0, v, t, own_following, own_end, NULL);
+        if (!stops) {
+            reverse_stage_step(c, d, 0, v, t, s->first, own_following, next);
+            reverse_stage_step(c, d, 0, v, t, own_following, own_end, NULL);
+        }
         next = v->delta + offset * f->step;
         if (f->stages == 2) {
             frnn_barrier(s->group, s->parts);
-            reverse_stage_step(c, d, 1, v, t, s->first, own_end, next);
+            if (!stops) reverse_stage_step(c, d, 1, v, t, s->first, own_end, next);
         }
         frnn_barrier(s->group, s->parts);
         offset += active;
@@ -366,6 +369,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
         void *out = i ? args->dc0 : args->dh0;
         const int64_t first = first_panel(s, units->panels), end = end_panel(s, units->panels);
         for (int64_t j = first; out && j < end; ++j) {
+            if (i == 0 && skips(c->job, c->worker, s->end - s->first, units->K, TILE_VECS * VL)) return;
             reverse_point point = {.vecs = panel_vectors(units, j), .unit = first_vector(units, j) * VL};
             point.n = units->units - point.unit;
             for (int64_t p = s->first; p < s->end; p += point.rows) {
@@ -454,7 +458,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
         }
         poll(job, w,
              2.0 * D * (double)k.rows * (double)c.shape.columns *
-                 (double)(job->layer->input_size + job->layer->hidden_size));
+                 (double)(job->layer->input_size + job->layer->output_size));
         if (leave(job, FRNN_ALL, w->id, w->size)) return;
         c.first = 0;
         t = k.begin;

@@ -375,11 +375,13 @@ def evaluate(str function, x):
     cdef frnn_function which = {"exp": FRNN_EXP, "tanh": FRNN_TANH, "logistic": FRNN_LOGISTIC}[function]
     cdef frnn_dtype dtype = dtype_of(x)
     cdef int64_t n = x.size
+    cdef frnn_status status
     out = np.empty_like(x)
     cdef void *source = data_of(x, n, x.itemsize)
     cdef void *target = data_of(out, n, x.itemsize)
     with nogil:
-        frnn_evaluate(chosen, dtype, which, n, source, target)
+        status = frnn_evaluate(chosen, dtype, which, n, source, target)
+    check(status, [])
     return out
 
 
@@ -387,13 +389,17 @@ def product(a, b):
     """a (M, K) times b (K, N), both contiguous and of one dtype, by the packing and the micro-kernel."""
     cdef int64_t M = a.shape[0], K = a.shape[1], N = b.shape[1]
     cdef frnn_dtype dtype = dtype_of(a)
+    cdef frnn_status status
+    if b.dtype != a.dtype or b.shape[0] != K:
+        raise ValueError(f"b: expected {K} rows of {a.dtype}, got {b.shape} {b.dtype}")
     cdef void *left = data_of(a, M * K, a.itemsize)
     cdef void *right = data_of(b, K * N, a.itemsize)
     out = np.empty((M, N), a.dtype)
     cdef void *target = data_of(out, M * N, a.itemsize)
     cdef Block workspace = Block(frnn_product_workspace(chosen, dtype, K, N) + 64)
     with nogil:
-        frnn_product(chosen, dtype, M, K, N, left, right, target, workspace.data)
+        status = frnn_product(chosen, dtype, M, K, N, left, right, target, workspace.data)
+    check(status, [])
     return out
 
 

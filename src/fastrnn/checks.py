@@ -20,9 +20,14 @@ def real_array(value, name: str, dtype: np.dtype) -> np.ndarray:
     if _core.ready(value, dtype):
         return value
     value = array(value, name)
-    if value.dtype.kind not in "fiub":
+    if value.dtype.kind not in "fiub" and not _is_small_float(value.dtype):
         raise TypeError(f"{name}: expected an array of real numbers, got dtype {value.dtype}")
     return np.require(value, dtype, ("C", "A"))
+
+
+def _is_small_float(dtype):
+    """Is it one that NumPy only knows from another package, such as bfloat16?"""
+    return dtype.isbuiltin == 2 and np.can_cast(dtype, np.float32)
 
 
 def array(value, name: str, of: str = "real numbers") -> np.ndarray:
@@ -65,6 +70,8 @@ def writeable_arrays(value, name: str) -> Mapping[str, np.ndarray]:
 def random_generator(seed, name: str) -> np.random.Generator:
     """A generator from a seed: None, an integer of at least 0, or what else numpy.random.default_rng takes."""
     try:
+        if isinstance(seed, (bool, np.bool_)):
+            raise TypeError
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: expected None, a generator or an integer of at least 0, got {seed!r}") from None
@@ -127,10 +134,13 @@ def flag(value, name: str) -> bool:
     return bool(value)
 
 
-def _number(value, name):
+def real_number(value, name: str) -> float:
+    """``value`` as a float; infinity if it is an integer beyond all floats."""
     try:
         if not isinstance(value, (str, bytes, bool, np.bool_)):
             return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
     except (TypeError, ValueError):
         pass
     raise TypeError(f"{name}: expected a number, got {value!r}")
@@ -138,7 +148,7 @@ def _number(value, name):
 
 def probability(value, name: str) -> float:
     """``value`` as a float in [0, 1)."""
-    number = _number(value, name)
+    number = real_number(value, name)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
     return number
@@ -146,7 +156,7 @@ def probability(value, name: str) -> float:
 
 def at_least_zero(value, name: str) -> float:
     """``value`` as a finite float, 0 or more."""
-    number = _number(value, name)
+    number = real_number(value, name)
     if not 0.0 <= number < np.inf:
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
     return number
@@ -154,7 +164,7 @@ def at_least_zero(value, name: str) -> float:
 
 def greater_than_zero(value, name: str) -> float:
     """``value`` as a finite float greater than 0."""
-    number = _number(value, name)
+    number = real_number(value, name)
     if not 0.0 < number < np.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
     return number

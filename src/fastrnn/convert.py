@@ -214,14 +214,14 @@ def to_onednn(
     the layer has no biases, weights_peephole (1, D, 3, H), weights_projection (1, D, H, O): dense arrays in the formats
     ldigo, ldgo and ldio. Two directions are ``bidirectional_concat``.
     """
-    layers = []
+    and_of_n, layers = checks.flag(reset_after, "reset_after") and cell == "GRU", []
     for directions in _split(state_dict, cell, _ONEDNN):
         layer = {name: [] for name in _ONEDNN_NAMES}
         for w in directions:
             layer["weights_layer"].append(w.W.transpose(2, 0, 1))
             layer["weights_iter"].append(w.R.transpose(2, 0, 1))
             if w.b_ih is not None:
-                layer["bias"].append(_one_bias(w, and_of_n=cell == "GRU" and reset_after))
+                layer["bias"].append(_one_bias(w, and_of_n=and_of_n))
             if w.p is not None:
                 layer["weights_peephole"].append(w.p)
             if w.P is not None:
@@ -235,7 +235,7 @@ def from_onednn(
 ) -> dict[str, np.ndarray]:
     """A state dict from each layer's weights; see ``to_onednn``. All but the first two may be missing."""
     G = len(_gates(cell))
-    blocks = G + 1 if cell == "GRU" and reset_after else G
+    blocks = G + 1 if checks.flag(reset_after, "reset_after") and cell == "GRU" else G
     stack = []
     for k, layer in enumerate(_list(layers, "layers")):
         name = f"layers[{k}]"

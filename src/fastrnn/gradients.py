@@ -29,12 +29,12 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray] | Gradients, max_norm: float)
     left as they are. Raises TypeError if ``max_norm`` is no number or ``grads`` no such mapping, ValueError if
     ``max_norm`` is negative or NaN or an array is read-only; and then nothing is changed.
     """
-    if not isinstance(max_norm, numbers.Real):
+    if not isinstance(max_norm, numbers.Real) or isinstance(max_norm, bool):
         raise TypeError(f"max_norm: expected a number, got {max_norm!r}")
     if not max_norm >= 0:
         raise ValueError(f"max_norm: expected 0 or more, got {max_norm!r}")
     arrays = checks.writeable_arrays(grads.params if isinstance(grads, Gradients) else grads, "grads")
-    largest = max((float(np.abs(g).max(initial=0)) for g in arrays.values()), default=0.0)
+    largest = float(np.max([np.abs(g).max(initial=0) for g in arrays.values()], initial=0))  # NaN if any is
     if not 0 < largest < math.inf:  # nothing but zeros, or not finite
         return largest
     parts = (np.divide(g, largest, dtype=np.float64) for g in arrays.values())

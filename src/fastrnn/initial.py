@@ -112,7 +112,7 @@ def _parse(init: Init) -> dict[str, float]:
     for name, number in wanted.items():
         if isinstance(number, bool) or not isinstance(number, numbers.Real):
             raise TypeError(f"init: expected a number for {name!r}, got {number!r}")
-        if not math.isfinite(number):
+        if not math.isfinite(checks.real_number(number, "init")):
             raise ValueError(f"init: expected a finite number for {name!r}, got {number!r}")
     if wanted.get("chrono", 2) < 2:
         came = init["chrono"] if isinstance(init, Mapping) else "none"

@@ -19,8 +19,11 @@ from numpy.typing import ArrayLike
 from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
-from .tape import Level, Tape, least_memory, memory_available, window_begins
+from .memory import memory_available
+from .tape import Level, Tape, least_memory, window_begins
 from .weights import Parameters, Weights
+
+_MOST_LAYERS = 2**16  # far beyond any use; each has objects of its own, however few its parameters
 
 
 class Layer(Inference):
@@ -50,6 +53,8 @@ class Layer(Inference):
         self.input_size = checks.positive_integer(input_size, "input_size")
         self.hidden_size = checks.positive_integer(hidden_size, "hidden_size")
         self.num_layers = checks.positive_integer(num_layers, "num_layers")
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers: expected at most {_MOST_LAYERS}, got {num_layers}")
         self.bias = checks.flag(bias, "bias")
         self.batch_first = checks.flag(batch_first, "batch_first")
         self.dropout = dropout
@@ -68,7 +73,10 @@ class Layer(Inference):
         )
         arrays = dict(self.params)
         initial.initialise(arrays, self._kind().__name__, self.hidden_size, init, rng, coupled)
-        self._dropout_rng = rng.spawn(1)[0]
+        try:
+            self._dropout_rng = rng.spawn(1)[0]
+        except TypeError:
+            raise TypeError(f"seed: expected a generator of which others can be spawned, got {seed!r}") from None
         self._build()
 
     def _build(self):
@@ -232,15 +240,15 @@ class Layer(Inference):
         every = self._checkpoint_interval(checkpoint_every, memory_budget, batch)
         # The tape outlives the call, and the caller's arrays may change before it is used.
         states = tuple([s.copy() for s in self._initial(state, batch.B, x.ndim)])
-        x_copy = self._engines[0].empty(x.shape, x.dtype) if np.may_share_memory(x, given) else None
+        shared = not isinstance(given, (list, tuple)) and np.may_share_memory(x, given)
+        x_copy = self._engines[0].empty(x.shape, x.dtype) if shared else None
         new_states = tuple([np.empty_like(s) for s in states])
         threads = config.get_num_threads()
         tape = Tape(self, batch, x.ndim, (*x.shape[:-1], self._output_width), states, threads)
         for k, engine in enumerate(self._engines):
             mask = None
             if k > 0 and self.dropout > 0:
-                mask = (rng or self._dropout_rng).random(x.shape, np.float32) >= self.dropout
-                mask = np.multiply(mask, 1 / (1 - self.dropout), dtype=self.dtype)
+                mask = self._mask(x.shape, rng or self._dropout_rng)
                 x = np.multiply(x, mask, out=None if every is None else x)  # with checkpoints nothing else reads it
             own = self._states_of_layer(k, states), self._states_of_layer(k, new_states)
             widths = self._output_width, self._kept_width(engine)
@@ -250,6 +258,16 @@ class Layer(Inference):
             tape._levels.append(level)
             x = y
         return y, self._pack_state(new_states), tape
+
+    def _mask(self, shape, rng):
+        """What dropout multiplies by: 0, or 1/(1 - probability), drawn in few numbers at a time."""
+        mask = np.empty(shape, self.dtype)
+        flat, few = mask.reshape(-1), 2**16
+        for begin in range(0, flat.size, few):
+            part = flat[begin : begin + few]
+            kept = rng.random(part.size, np.float32) >= self.dropout
+            np.multiply(kept, 1 / (1 - self.dropout), out=part, dtype=self.dtype)
+        return mask
 
     def _record(self, level, batch, new_states, threads, every, x_copy, last):
         """Run one layer of the stack, and keep its record or its checkpoints. Returns y: of the last layer one of the
@@ -349,7 +367,8 @@ class Layer(Inference):
             dy = checks.shaped_array(dy, "dy", tape._shape, self.dtype)
         clip = 0.0
         if clip_step is not None:  # the dtype may hold less
-            clip = min(checks.greater_than_zero(clip_step, "clip_step"), float(np.finfo(self.dtype).max))
+            normal = np.finfo(self.dtype)  # denormal numbers are zero to the kernels
+            clip = min(max(checks.greater_than_zero(clip_step, "clip_step"), float(normal.tiny)), float(normal.max))
         params = {name: np.empty_like(value) for name, value in self.params.items()}
         gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
@@ -433,11 +452,19 @@ class Layer(Inference):
 
     def __getstate__(self):
         state = {name: value for name, value in vars(self).items() if name not in self._built}
-        return state | {"_params": self.state_dict(), "_dropout_rng": copy.deepcopy(self._dropout_rng)}
+        return state | {"_params": dict(self.params)}
 
     def __setstate__(self, state):
-        vars(self).update(state, _params=Parameters(state["_params"]))
+        # Arrays from a pickle may lie anywhere, and be read-only.
+        params = {name: np.require(value, requirements="CAW") for name, value in state["_params"].items()}
+        vars(self).update(state, _params=Parameters(params))
         self._build()
+
+    def __copy__(self):
+        other = object.__new__(type(self))
+        own = {"_params": self.state_dict(), "_dropout_rng": copy.deepcopy(self._dropout_rng)}
+        other.__setstate__(self.__getstate__() | own)
+        return other
 
     # The options, for people and for files.
 

@@ -99,7 +99,7 @@ class Work:
         row_bytes = gates * hidden * np.dtype(dtype).itemsize
         columns = directions * taps * (inputs + (layers - 1) * directions * hidden)
         states = directions * layers * hidden if recurrent else 0
-        forward_flops = 2 * (rows or steps * batch) * gates * hidden * (columns + states)
+        forward_flops = 2 * (steps * batch if rows is None else rows) * gates * hidden * (columns + states)
         again = hidden if recurrent else taps * inputs
         return cls(
             flops=forward_flops * (3 if backward else 1),

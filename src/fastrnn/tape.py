@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -147,11 +146,3 @@ def window_begins(engine, batch, every):
 def least_memory(T, state, step):
     """The k at which T/k states and the record of k steps take least: sqrt(T state / step)."""
     return max(1, min(T, math.isqrt(max(1, T * state // max(1, step)))))
-
-
-def memory_available() -> int:
-    """Bytes of memory that the system could give now; a large number where it does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**62

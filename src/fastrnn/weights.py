@@ -31,7 +31,7 @@ class Parameters(dict):
         self[name][...] = self._checked(name, value)
 
     def update(self, *args, **kwargs):
-        values = {name: self._checked(name, value) for name, value in dict(*args, **kwargs).items()}
+        values = {name: self._checked(name, value).copy() for name, value in dict(*args, **kwargs).items()}
         for name, value in values.items():
             self[name][...] = value
 

@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print one row per result, and write the JSON file; or report on one."""
     if args.report:
         return report.run(args.report, args.output)
+    if args.output:
+        raise CliError("--output: expected --report as well")
     tqdm = require("tqdm").tqdm
     cells = args.cell or (GRID_CELLS if args.peers else ("rnn",))
     grid = points(cells, args.shapes or (GRID_SHAPES if args.peers else DEFAULT_SHAPES))
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         "roofline": [],
         "results": [],
     }
-    write_json(args.json, figures)  # find out before the measurements, not after them, that the file cannot be written
+    write_json(args.json, None)
     print(f"{figures['machine']['processor']}, instruction set {figures['machine']['isa']}")
     print(", ".join(f"{LIBRARIES[name].title} {version or 'is not installed'}" for name, version in libraries.items()))
     print(f"{', '.join(CELLS[cell].title for cell in cells)}; {args.dtype}; medians of up to {args.repeat}")

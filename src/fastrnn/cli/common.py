@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
@@ -122,8 +122,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Replace the file by one with these figures: whoever reads it finds the old ones or the new."""
+def write_json(path: Path | None, figures: dict[str, Any] | None) -> None:
+    """Replace the file by one with these figures: whoever reads it finds the old ones or the new. None: only find out,
+    before the work and not after it, that the file cannot be written."""
     if path is None:
         return
     if path.exists() and not path.is_file():
@@ -131,7 +132,8 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
-        temporary.replace(path)
+        if figures is not None:
+            temporary.replace(path)
     except OSError as error:
         raise CliError(f"--json: cannot write {path}: {error.strerror}") from None
     finally:
@@ -139,11 +141,11 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
             temporary.unlink()
 
 
-def add_cell_argument(parser: argparse.ArgumentParser, cells: Iterable[str] = CELLS) -> None:
-    """Add ``--cell`` with the names of ``CELLS``, or some of them."""
+def add_cell_argument(parser: argparse.ArgumentParser, cells: Sequence[str]) -> None:
+    """Add ``--cell`` with some of the names of ``CELLS``."""
     parser.add_argument(
         "--cell",
-        choices=tuple(cells),
+        choices=cells,
         default="rnn",
         help="kind of recurrent layer: %(choices)s (default: %(default)s)",
     )

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     check_picture(args.out)
     if args.model is None and (args.level is not None or args.direction is not None):
         raise CliError("--level, --direction: expected --model as well")
-    write_json(args.json, {})  # find out before the work, not after it, that the file cannot be written
+    write_json(args.json, None)
     text = load_text(args.text, at_least=args.steps * args.batch + 1)
     if args.model is None:
         flows = _compare(args, text)

@@ -332,7 +332,7 @@ def largest_singular_values(gram, u, most):
     """
     values, vectors = np.zeros(len(u)), np.zeros_like(u)
     which = np.arange(len(u))
-    # A little of all directions, should the vector that is sought have nothing of the start.
+    # Half of it of all directions, should the vector that is sought have nothing of the start.
     noise = normalised(np.random.default_rng(len(u)).standard_normal(u.shape))
     basis = normalised(normalised(u) + NOISE * noise)[:, None]  # (n, 1 to 3, S), orthonormal
     images = gram(basis[:, 0], which)[:, None]

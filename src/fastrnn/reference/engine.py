@@ -102,14 +102,17 @@ class Engine:
         """For each direction x, y, every state, and what was kept, in reading order."""
         outputs = steps.unpack(record.y, record.in_window)
         kept = None if record.kept is None else steps.unpack(record.kept, record.in_window)
+        # The state of a sequence without a step multiplies nothing, not even by zero: it may be infinite.
+        begins = steps.active[:1].any(0)
         for d in range(D):
             y = steps.get(part(outputs, d, D), d, record.in_window)
             arrays = []
             if kept is not None:
                 arrays = np.split(steps.get(part(kept, d, D), d, record.in_window), self.kept, axis=-1)
-            every = [np.concatenate([record.states[0][d : d + 1], y])] if self.has_h else []
+            initial = [np.where(begins, s[d], 0)[np.newaxis] for s in record.states]
+            every = [np.concatenate([initial[0], y])] if self.has_h else []
             if self.c is not None:
-                every.append(np.concatenate([record.states[-1][d : d + 1], arrays[self.c]]))
+                every.append(np.concatenate([initial[-1], arrays[self.c]]))
             yield steps.read(record.x, d), y, every, arrays
 
     def _states(self, values, like, d):

@@ -79,6 +79,9 @@ def save_checkpoint(
     }
     if optimizer is not None:
         about["optimizer"] = _check_optimizer(optimizer)._about()
+        for name in optimizer.params:
+            if not isinstance(name, str):
+                raise TypeError(f"optimizer: expected parameters named by strings, got {name!r}")
         for moment, values in optimizer._moments.items():
             tensors |= {f"optimizer/{moment}/{name}": value for name, value in values.items()}
     for name, value in checks.mapping({} if arrays is None else arrays, "arrays", "names to arrays").items():

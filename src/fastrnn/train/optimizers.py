@@ -102,7 +102,8 @@ class _Optimizer:
 def _plain(value):
     """A setting or a learning rate as JSON can hold it, equal for equal ones."""
     if is_dataclass(value):
-        return {"schedule": type(value).__name__, **asdict(value)}
+        fields = {n: field.item() if isinstance(field, np.generic) else field for n, field in asdict(value).items()}
+        return {"schedule": type(value).__name__, **fields}
     if callable(value):
         return {"schedule": getattr(value, "__qualname__", type(value).__qualname__)}
     return list(value) if isinstance(value, tuple) else value

@@ -41,7 +41,10 @@ class StepDecay:
 
     def __call__(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
-        return self.lr * self.factor ** (step // self.every)
+        try:
+            return self.lr * self.factor ** (step // self.every)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True)

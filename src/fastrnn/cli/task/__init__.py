@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         "success": problem.success,
         "results": [],
     }
-    write_json(args.json, figures)  # find out before the training, not after it, that the file cannot be written
+    write_json(args.json, None)
     _print_setup(args.task, task, sizes, problem)
     interrupted = False
     # NumPy keeps to one thread: its idle threads would spin on the cores the kernels need.
