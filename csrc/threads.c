@@ -19,7 +19,6 @@
 
 enum { MAX_WORKERS = 256, SPINS = 16000, MEASURED = 6 /* barriers */ };
 #define MEASURED_FOR 1e7 /* ns */
-#define ASLEEP 1e4       /* ns that a barrier takes each of its members where they do not spin */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -162,7 +161,7 @@ static void team_spread(int size) {
 
 /* One worker's part of the job. How fast the workers meet depends on which processors they run on, and those change. */
 static void team_work(int id) {
-    const frnn_worker worker = {id, team.size, team.spins ? team.meeting : ASLEEP};
+    const frnn_worker worker = {id, team.size, !team.spins, team.meeting};
     team.work(team.argument, &worker);
     if (!team.measures) return;
     double fastest = HUGE_VAL; /* of some rounds, for a worker may still sleep, or lose its processor meanwhile */
@@ -202,7 +201,7 @@ static void team_grow(int threads) {
 }
 
 void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
-    const frnn_worker alone = {0, 1, 0};
+    const frnn_worker alone = {.size = 1};
     if (threads > 1) team_ready();
     if (threads <= 1 || pthread_mutex_trylock(&team.busy) != 0) {
         work(argument, &alone);

@@ -10,6 +10,7 @@
 
 typedef struct {
     int id, size;   /* worker id of size */
+    int crowded;    /* are there more workers than processors, so that they take turns? */
     double meeting; /* nanoseconds that a barrier takes for each of its members: measured now and then */
 } frnn_worker;
 

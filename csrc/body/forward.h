@@ -249,6 +249,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             } else {
                 f->cell.forward(&point);
             }
+            if (skips_tiles(c->job, c->worker, m, p)) return;
         }
     }
 }

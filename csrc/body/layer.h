@@ -117,7 +117,8 @@ enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 5 };
 /* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are
  * sooner done by two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may
  * share out the hidden units. Which takes less time is estimated: whoever has most takes longest, and a barrier takes
- * each worker as long as the next. */
+ * each worker as long as the next. Where workers take turns on a processor they share out rows
+ * alone, none with fewer than ROWS_ENOUGH, and some may have none. */
 enum { ROWS_ENOUGH = 4 };
 
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates,
@@ -126,7 +127,8 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     const int D = layer->directions;
     const int64_t B = batch->B;
     share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = FRNN_GANG};
-    int id = w->id, size = w->size;
+    int id = w->id, size = w->crowded ? (int)most(1, least(w->size, B / ROWS_ENOUGH)) : w->size;
+    if (id >= size) return nothing;
     if (D > 1 && size >= D &&
         1.01 * step_cost(units, divide_up(B, size / D)) < D * step_cost(units, divide_up(B, size))) {
         size /= D;
@@ -171,6 +173,12 @@ static int poll(frnn_job *job, const frnn_worker *w, double macs) {
 INLINE int skips(frnn_job *job, const frnn_worker *w, int64_t rows, int64_t K, int64_t columns) {
     const double macs = (double)rows * (double)K * (double)columns;
     return macs > POLL_MACS / 100 && poll(job, w, macs);
+}
+
+/* And within a panel of so many rows that their memory, used for the first time, may take long: after tile m. */
+INLINE int skips_tiles(frnn_job *job, const frnn_worker *w, int64_t m, const packing *p) {
+    enum { TILES = 64 };
+    return m % TILES == TILES - 1 && skips(job, w, TILES * p->rows, p->K, TILE_VECS * VL);
 }
 
 /* The answer, for workers that go on without each other; those that share work meet here, and their first one's reading

@@ -170,6 +170,7 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
         const int64_t rows = least(BLOCK_ROWS, count - k);
         const real *delta = v->delta + k * f->step;
         const int add = k > 0 || !c->first;
+        if (skips(c->job, c->worker, rows, f->columns, c->layer->input_size + c->layer->output_size)) return;
         for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
             row_sum block = sums[i];
             block.rows += k;
@@ -179,6 +180,7 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
         sum_biases(c, delta, v->chunk_c + k, v->chunk_kept + k, rows, add, &gradients[d]);
     }
     if (c->args->dx.data) input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
+    if (skips(c->job, c->worker, last, f->columns, c->layer->output_size)) return;
     for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
         memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->columns * sizeof(real));
     }

@@ -279,6 +279,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
             } else {
                 f->cell.backward(tile, &point);
             }
+            if (skips_tiles(c->job, c->worker, m, stage)) return;
         }
     }
 }
