@@ -261,13 +261,12 @@ class Layer(Inference):
 
     def _mask(self, shape, rng):
         """What dropout multiplies by: 0, or 1/(1 - probability), drawn in few numbers at a time."""
-        mask = np.empty(shape, self.dtype)
-        flat, few = mask.reshape(-1), 2**16
-        for begin in range(0, flat.size, few):
-            part = flat[begin : begin + few]
-            kept = rng.random(part.size, np.float32) >= self.dropout
-            np.multiply(kept, 1 / (1 - self.dropout), out=part, dtype=self.dtype)
-        return mask
+        flat = np.empty(shape, self.dtype).reshape(-1)
+        for begin in range(0, flat.size, 2**16):
+            part = flat[begin : begin + 2**16]
+            part[...] = rng.random(part.size, np.float32) >= self.dropout
+        flat *= 1 / (1 - self.dropout)
+        return flat.reshape(shape)
 
     def _record(self, level, batch, new_states, threads, every, x_copy, last):
         """Run one layer of the stack, and keep its record or its checkpoints. Returns y: of the last layer one of the
@@ -455,15 +454,13 @@ class Layer(Inference):
         return state | {"_params": dict(self.params)}
 
     def __setstate__(self, state):
-        # Arrays from a pickle may lie anywhere, and be read-only.
-        params = {name: np.require(value, requirements="CAW") for name, value in state["_params"].items()}
+        params = {name: np.require(value, requirements="CAW") for name, value in state["_params"].items()}  # as lent
         vars(self).update(state, _params=Parameters(params))
         self._build()
 
     def __copy__(self):
-        other = object.__new__(type(self))
-        own = {"_params": self.state_dict(), "_dropout_rng": copy.deepcopy(self._dropout_rng)}
-        other.__setstate__(self.__getstate__() | own)
+        other, rng = object.__new__(type(self)), copy.deepcopy(self._dropout_rng)
+        other.__setstate__(self.__getstate__() | {"_params": self.state_dict(), "_dropout_rng": rng})
         return other
 
     # The options, for people and for files.
