@@ -89,6 +89,10 @@ def test_a_norm_that_is_not_finite_changes_nothing(worst):
     assert all(np.array_equal(g, before[name], equal_nan=True) for name, g in grads.items())
 
 
+def test_not_a_number_among_zeros():
+    assert math.isnan(fastrnn.clip_grad_norm({"a": np.zeros(2), "b": np.array([1.0, math.nan]), "c": np.zeros(2)}, 1.0))
+
+
 def test_what_backward_returned(backend, rng):
     layer = backend.RNN(3, 4, seed=0)
     y, _, tape = layer.forward(rng.standard_normal((5, 2, 3)))

@@ -117,8 +117,8 @@ enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 5 };
 /* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are
  * sooner done by two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may
  * share out the hidden units. Which takes less time is estimated: whoever has most takes longest, and a barrier takes
- * each worker as long as the next. Where workers take turns on a processor they share out rows
- * alone, none with fewer than ROWS_ENOUGH, and some may have none. */
+ * each worker as long as the next. Where workers take turns on a processor they share out rows alone, none with fewer
+ * than ROWS_ENOUGH, and some may have none. */
 enum { ROWS_ENOUGH = 4 };
 
 static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_batch *batch, int gates,
