@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
     forward.c0 = of.c ? reals(BH) : NULL;
     forward.cT = of.c ? reals(BH) : NULL;
     if (frnn_forward(isa, 1, &layer, &batch, &forward) != FRNN_OK) fail("frnn_forward");
-    if (of.kept) forward.kept = rows_of(&batch, of.kept * H);
+    if (of.kept) forward.kept = rows_of(&batch, of.kept * of.kept_step);
     if (frnn_forward(isa, 1, &layer, &batch, &forward) != FRNN_OK) fail("frnn_forward, keeping");
 
     frnn_backward_args backward = {.packed = packed[1], .workspace = workspace[1], .gradients = &gradients};

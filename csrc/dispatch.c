@@ -52,7 +52,9 @@ enum { CELLS = sizeof cells / sizeof *cells };
 const char *frnn_cell_name(int cell) { return cell >= 0 && cell < CELLS ? cells[cell] : NULL; }
 
 /* Every object knows the shapes, and the last row of the table is always there. */
-frnn_shape frnn_layer_shape(const frnn_layer *layer) { return isas[ISAS - 1].kernels[FRNN_F32]->shape(layer); }
+frnn_shape frnn_layer_shape(const frnn_layer *layer) {
+    return isas[ISAS - 1].kernels[layer->dtype == FRNN_F64 ? FRNN_F64 : FRNN_F32]->shape(layer);
+}
 
 /* Flush-to-zero and denormals-are-zero: a gradient that vanishes passes through denormal numbers, which many processors
  * handle a hundred times slower. Set for a worker's job and then put back. */

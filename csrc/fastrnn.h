@@ -49,10 +49,11 @@ typedef struct {
 
 /* What a layer's arrays depend on. */
 typedef struct {
-    int gates;    /* G: a weight matrix has G*H rows */
-    int kept;     /* K: columns, each of H, of the record that backward needs of every step; 0: none */
-    int h, c;     /* has it a state h (D, B, O), and with it R and b_hh; a state c (D, B, H)? */
-    int peephole; /* has it p? */
+    int gates;         /* G: a weight matrix has G*H rows */
+    int kept;          /* K: columns, each of H, of the record that backward needs of every step; 0: none */
+    int64_t kept_step; /* N: from one of them to the next, in reals; at least H */
+    int h, c;          /* has it a state h (D, B, O), and with it R and b_hh; a state c (D, B, H)? */
+    int peephole;      /* has it p? */
 } frnn_shape;
 frnn_shape frnn_layer_shape(const frnn_layer *layer);
 
@@ -108,7 +109,7 @@ size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *l
 typedef struct {
     const void *packed;    /* of FRNN_FORWARD */
     frnn_rows x, y;        /* rows of I, of D*O */
-    frnn_rows kept;        /* rows of D*K*H: what backward needs; data NULL: nothing is kept */
+    frnn_rows kept;        /* rows of D*K*N: what backward needs; data NULL: nothing is kept */
     void *x_copy, *y_copy; /* laid out as x and y: each row is copied here while it is in cache; or NULL */
     const void *h0, *c0;   /* (D, B, O), (D, B, H) */
     void *hT, *cT;         /* the same after each sequence's last step; they may be h0 and c0 */

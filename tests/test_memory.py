@@ -135,9 +135,9 @@ def test_packed_weights_take_a_block_of_at_most_twice_their_size(times, taken, k
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc elsewhere")
 @pytest.mark.parametrize(
     ("sizes", "kept"),
-    # MiB that are given back one after another, and what the shelf keeps: of the newest, 16 and no more than 1024 MiB.
+    # MiB that are given back one after another, and what the shelf keeps: of the newest, 32 and no more than 1024 MiB.
     [
-        ([60] * 20, [60] * 16),
+        ([30] * 40, [30] * 32),
         ([300, 300], [300, 300]),
         ([300, 300, 300, 300], [300, 300, 300]),
         ([200, 600, 600, 100], [600, 100]),

@@ -20,9 +20,10 @@ typedef struct {
     cell_kernels cell;
     forward_stage stage[2];
     int stages, projected;
-    int kept, second; /* columns of the record; the one that the second stage takes */
-    int64_t width;    /* a row of pre-activations, */
-    int64_t step;     /* and from one row to the next */
+    int kept, second;  /* columns of the record; the one that the second stage takes */
+    int64_t kept_step; /* from one of them to the next */
+    int64_t width;     /* a row of pre-activations, */
+    int64_t step;      /* and from one row to the next */
     int64_t p, p_step;
     int64_t size; /* a direction's packed weights */
 } forward_shape;
@@ -35,6 +36,7 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
     f.stage[0] = (forward_stage){packing_of(H, first, (int)least(s->x, first), I), packing_of(H, first, s->h, O),
                                  .h_first = s->h_first};
     f.kept = s->kept + f.projected;
+    f.kept_step = column_step(H);
     f.second = f.projected ? s->kept : s->second;
     if (f.second != NONE) {
         const int rest = s->columns - first;
@@ -70,7 +72,7 @@ INLINE int64_t mapped_step(const frnn_layer *layer, const cell_shape *s) {
 typedef struct {
     real *a;                       /* pre-activations of the chunks of all workers, (rows, step) */
     real *mapped;                  /* for each worker (forward_rows + B, mapped_step) */
-    real *record;                  /* for each direction (B, kept * H): where nothing is kept for backward */
+    real *record;                  /* for each direction (B, kept * kept_step): where nothing is kept for backward */
     real **rows;                   /* for each worker (forward_rows + B): a chunk's rows of x */
     real **x, **y, **kept;         /* for each worker (B): first rows */
     real **h, **c, **now_y, **now; /* for each worker (B): rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
@@ -89,7 +91,7 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     forward_space s = {0};
     s.a = take_reals(a, (threads * rows + layer->directions * B) * f.step);
     s.mapped = take_reals(a, threads * (rows + B) * mapped_step(layer, &f.cell.shape));
-    s.record = take_reals(a, layer->directions * B * f.kept * layer->hidden_size);
+    s.record = take_reals(a, layer->directions * B * f.kept * f.kept_step);
     s.rows = take_rows(a, threads * (rows + B));
     real ***by_sequence[] = {&s.x,     &s.y,     &s.kept,  &s.h,     &s.c,           &s.now_y,      &s.now,
                              &s.at[0], &s.at[1], &s.at[2], &s.at[3], &s.first_at[0], &s.first_at[1]};
@@ -206,10 +208,11 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
     const split tiles = tiles_of(p, rows);
-    forward_point point = {.stage = i, .keep = c->keep, .H = c->H, .a_step = f->step, .p_step = f->p_step};
+    forward_point point = {
+        .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
-    point.y_at = project_later ? f->second * c->H : 0;
+    point.y_at = project_later ? f->second * f->kept_step : 0;
     for (int64_t n = c->from[i]; n < c->to[i] && !skips(c->job, c->worker, rows, p->K, TILE_VECS * VL); ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
@@ -306,7 +309,8 @@ static void recorded_at(const forward_call *c, const frnn_record *record, const 
         c->at[1][r] = t > 0 ? c->at[0][r] - y->step : state_row(record->h0, batch, d, first + r, O);
         if (f->kept) c->at[3][r] = row_at(kept, first + r, t);
         if (at_c == NONE) continue;
-        c->at[2][r] = t > 0 ? c->at[3][r] - kept->step + at_c * c->H : state_row(record->c0, batch, d, first + r, c->H);
+        c->at[2][r] =
+            t > 0 ? c->at[3][r] - kept->step + at_c * f->kept_step : state_row(record->c0, batch, d, first + r, c->H);
     }
 }
 
@@ -318,7 +322,8 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
     const forward_shape f = forward_shape_of(layer);
     const cell_shape *cell = &f.cell.shape;
     const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
-    const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell), record_size = f.kept * H;
+    const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell);
+    const int64_t record_size = f.kept * f.kept_step;
     const int inputs = args->x.data != NULL; /* or they are tangents that are zero */
     forward_call c = {
         job, w, &f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
@@ -398,12 +403,12 @@ static void forward_direction(frnn_job *job, const forward_space *space, const s
             if (!stops) forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
             if (f.stages == 2) {
                 frnn_barrier(s->group, s->parts);
-                if (!stops) forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * H);
+                if (!stops) forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * f.kept_step);
             }
             copy_rows(batch, c.y, rows, &args->y, args->y_copy, own_unit, own_units);
             for (int64_t r = 0; r < rows; ++r) {
                 c.h[r] = c.y[r];
-                if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * H;
+                if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * f.kept_step;
             }
             step_a += rows * f.step;
             active = active_after(batch, active, step + 1);

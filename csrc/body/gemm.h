@@ -34,6 +34,12 @@ INLINE int64_t row_step(int64_t n) {
     return (divide_up(n, line) | 1) * line;
 }
 
+/* From one column of a step's record to the next: H, and from a cache line on whole lines. */
+INLINE int64_t column_step(int64_t H) {
+    const int64_t line = LINE_BYTES / (int64_t)sizeof(real);
+    return H < line ? H : divide_up(H, line) * line;
+}
+
 /* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j +
  * 1)), column by column. Of the columns, `gates` have weights, for each k in turn. */
 typedef struct {

@@ -70,10 +70,10 @@ typedef struct {
     const real *const *y, *const *h, *const *c, *const *record;
 } recorded_rows;
 
-/* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are H apart. */
+/* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are kept_step apart. */
 typedef struct {
     int rows, vecs, stage, keep;
-    int64_t unit, n, H;
+    int64_t unit, n, kept_step;
     const real *a; /* pre-activations, a_step from row to row and a_column from column to column */
     int64_t a_step, a_column;
     const real *p; /* peepholes, p_step from one to the next */
@@ -87,7 +87,7 @@ typedef struct {
 
 typedef struct {
     int rows, vecs, stage;
-    int64_t unit, n, H;
+    int64_t unit, n, H, kept_step;
     const real *p;
     int64_t p_step;
     recorded_rows at;
@@ -97,12 +97,12 @@ typedef struct {
 } reverse_point;
 
 /* Of row r what a cell's derivatives take. */
-INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, int64_t unit, int64_t n, int64_t H,
+INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, int64_t unit, int64_t n, int64_t step,
                           reverse_values *v) {
     if (s.y_in_reverse) v->y = load_upto(at->y[r] + unit, n);
     if (s.h_in_reverse) v->h = load_upto(at->h[r] + unit, n);
     if (s.c != NONE) v->c = load_upto(at->c[r] + unit, n);
-    UNROLL for (int k = 0; k < s.kept; ++k) v->kept[k] = load_upto(at->record[r] + k * H + unit, n);
+    UNROLL for (int k = 0; k < s.kept; ++k) v->kept[k] = load_upto(at->record[r] + k * step + unit, n);
 }
 
 typedef void forward_equations(int variant, int stage, forward_values *v);
@@ -125,17 +125,17 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
             if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
             UNROLL for (int k = 0; k < s.kept; ++k) {
-                if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->H + unit, n);
+                if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->kept_step + unit, n);
             }
             if (derivatives) {
                 reverse_values at;
-                load_recorded(s, &p->at, r, unit, n, p->H, &at);
+                load_recorded(s, &p->at, r, unit, n, p->kept_step, &at);
                 derivatives(variant, stage, &v, &at);
             } else {
                 equations(variant, stage, &v);
             }
             UNROLL for (int k = 0; k < s.kept; ++k) {
-                if (store >> k & 1) store_upto(p->record[r] + k * p->H + unit, v.kept[k], n);
+                if (store >> k & 1) store_upto(p->record[r] + k * p->kept_step + unit, v.kept[k], n);
             }
             if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
         }
@@ -157,7 +157,7 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
             if (s.direct) v.direct = v_load(p->direct[r] + unit);
             if (stage == 0 && s.direct && s.c == NONE) v.dh = v_add(v.dh, v.direct);
             if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
-            load_recorded(s, &p->at, r, unit, n, p->H, &v);
+            load_recorded(s, &p->at, r, unit, n, p->kept_step, &v);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
             equations(variant, stage, &v);
             UNROLL for (int g = 0; g < s.columns; ++g) {
@@ -262,6 +262,7 @@ static frnn_shape shape_of(const frnn_layer *layer) {
     const cell_shape s = cell_of(layer->cell).shape;
     return (frnn_shape){.gates = s.gates,
                         .kept = s.kept + (layer->output_size < layer->hidden_size),
+                        .kept_step = column_step(layer->hidden_size),
                         .h = s.h > 0,
                         .c = s.c != NONE,
                         .peephole = s.peephole};

@@ -63,13 +63,14 @@ static int row_sums_of(const reverse_call *c, const reverse_direction *v, const 
         {packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk_x, out->W, I},
         {packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk_h, out->R, O}};
     if (f->projected) {
-        all[2] = (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * H, s->block, v->chunk_kept, out->P, H};
+        all[2] = (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * f->kept_step, s->block,
+                           v->chunk_kept,          out->P,     H};
     } else if (f->stages == 2) {
         all[2] = (row_sum){packing_of(H, 1, 1, 0),
                            s->h * H,
                            (s->columns - s->h) * H,
                            H,
-                           s->second * H,
+                           s->second * f->kept_step,
                            s->block + s->h,
                            v->chunk_kept,
                            out->R,
@@ -118,7 +119,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
                 store_upto(peephole[0], v_set1(0), n);
             } else {
                 sum_vectors(c, delta, s->peephole_of[g] * H + unit, g < 2 ? c_before : kept,
-                            g < 2 ? unit : s->c * H + unit, rows, n, add, peephole);
+                            g < 2 ? unit : s->c * c->shape.kept_step + unit, rows, n, add, peephole);
             }
         }
     }

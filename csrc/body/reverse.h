@@ -26,6 +26,7 @@ typedef struct {
     int stages, projected, kept;
     packing W;                        /* delta -> dx */
     int64_t W_at, p_at, p_step, size; /* in a direction's packed weights */
+    int64_t kept_step;                /* from one column of the record to the next */
     int64_t columns;                  /* C*H, the deltas of one row, and, if projected, dh besides */
     int64_t rows;                     /* of a chunk, unless one step has more */
     int64_t step;                     /* from one row of deltas to the next */
@@ -37,6 +38,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     reverse_shape f = {.cell = cell_of(layer->cell), .stages = 1, .projected = O < H};
     const cell_shape *s = &f.cell.shape;
     f.kept = s->kept + f.projected;
+    f.kept_step = column_step(H);
     f.columns = s->columns * H;
     f.stage[0] = (reverse_stage){packing_of(O, 1, 1, s->h * H), s->h_first * H, 0};
     f.size = (int64_t)packed_size(&f.stage[0].p);
@@ -170,7 +172,8 @@ static void reverse_prepare(const reverse_call *c, int d, const reverse_directio
     sequences_of(c->batch, &record->x, d, 0, v->x, from, to);
     sequences_of(c->batch, &record->y, d, d * O, v->y, from, to);
     sequences_of(c->batch, args->dx.data ? &args->dx : &record->x, d, 0, v->dx, from, to);
-    if (record->kept.data) sequences_of(c->batch, &record->kept, d, d * c->shape.kept * H, v->kept, from, to);
+    if (record->kept.data)
+        sequences_of(c->batch, &record->kept, d, d * c->shape.kept * c->shape.kept_step, v->kept, from, to);
     if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * O, v->dy, from, to);
     for (int64_t p = from; p < to; ++p) {
         v->h0[p] = state_row(record->h0, c->batch, d, p, O);
@@ -230,7 +233,7 @@ INLINE void fetch_recorded(const reverse_shape *f, const reverse_point *p) {
         if (s->c != NONE) fetch_ahead(p->at.c[r] + p->unit, n);
         if (p->dy) fetch_ahead(p->dy[r] + p->unit, n);
         for (int k = 0; k < s->kept; ++k) {
-            if (k != s->c) fetch_ahead(p->at.record[r] + k * p->H + p->unit, n);
+            if (k != s->c) fetch_ahead(p->at.record[r] + k * p->kept_step + p->unit, n);
         }
     }
 }
@@ -246,7 +249,8 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     const split tiles = tiles_of(stage, to - from);
     const reverse_rows *rows = &c->rows;
     const int project = f->projected && i == 0;
-    reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .p_step = f->p_step};
+    reverse_point point = {.stage = f->projected ? 0 : i, .H = c->layer->hidden_size, .kept_step = f->kept_step};
+    point.p_step = f->p_step;
     point.p = v->packed + f->p_at;
     point.dh_at = f->columns;
     const int64_t first = first_panel(s, stage->panels), end = end_panel(s, stage->panels);
@@ -313,7 +317,7 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
     const share *s = &c->share;
     const reverse_rows *now = &c->rows;
     const frnn_record *record = &args->record;
-    const int64_t x_step = time_step(&record->x, d), y_step = time_step(&record->y, d), H = c->layer->hidden_size;
+    const int64_t x_step = time_step(&record->x, d), y_step = time_step(&record->y, d);
     const int64_t kept_step = time_step(&record->kept, d);
     const int64_t dx_step = time_step(&args->dx, d), dy_step = time_step(&args->dy, d);
     const real *next = v->carry;
@@ -326,7 +330,7 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
             now->y[p] = v->y[p] + t * y_step;
             now->h[p] = t > 0 ? now->y[p] - y_step : v->h0[p];
             if (f->kept) now->kept[p] = v->kept[p] + t * kept_step;
-            if (cell->c != NONE) now->c[p] = t > 0 ? now->kept[p] - kept_step + cell->c * H : v->c0[p];
+            if (cell->c != NONE) now->c[p] = t > 0 ? now->kept[p] - kept_step + cell->c * f->kept_step : v->c0[p];
             if (args->dy.data) now->dy[p] = v->dy[p] + t * dy_step;
             now->delta[p] = v->delta + (offset + p) * f->step;
         }

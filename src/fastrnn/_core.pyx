@@ -225,6 +225,11 @@ cdef class Kernel:
         """Columns, each of H, of the record that training keeps of every step."""
         return self.shape.kept
 
+    @property
+    def kept_padding(self):
+        """Reals between one of them and the next."""
+        return self.shape.kept_step - self.layer.hidden_size
+
     cdef int weights_of(self, tuple arrays, frnn_weights *weights) except -1:
         """(W, R, b_ih, b_hh, P, p) of each direction, as arrays or None for what is not there."""
         cdef int64_t I = self.layer.input_size, H = self.layer.hidden_size, O = self.layer.output_size
@@ -283,9 +288,9 @@ cdef class Kernel:
 
     def run_forward(self, Batch batch, Packed packed, x, y, tuple states, tuple new_states, int threads, kept=None,
                     x_copy=None, y_copy=None, bint in_window=False):
-        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*H; None: nothing) from x (rows of I)
-        and the states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the window's
-        own."""
+        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*kept_step; None: nothing) from x (rows
+        of I) and the states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the
+        window's own."""
         cdef frnn_forward_args args
         cdef frnn_rows copy
         cdef frnn_status status
@@ -295,7 +300,7 @@ cdef class Kernel:
         args.packed = packed.memory.block.data
         batch.rows_of(&args.x, x, I, self.itemsize)
         batch.rows_of(&args.y, y, outputs, self.itemsize, in_window)
-        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.layer.hidden_size, self.itemsize,
+        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.shape.kept_step, self.itemsize,
                       in_window)
         batch.rows_of(&copy, x_copy, I, self.itemsize)
         args.x_copy = copy.data
@@ -316,7 +321,7 @@ cdef class Kernel:
         cdef int64_t D = self.layer.directions
         batch.rows_of(&out.x, x, self.layer.input_size, self.itemsize)
         batch.rows_of(&out.y, y, D * self.layer.output_size, self.itemsize, in_window)
-        batch.rows_of(&out.kept, kept, D * self.shape.kept * self.layer.hidden_size, self.itemsize, in_window)
+        batch.rows_of(&out.kept, kept, D * self.shape.kept * self.shape.kept_step, self.itemsize, in_window)
         self.states_of(batch, states, <void **>&out.h0, <void **>&out.c0)
         return 0
 

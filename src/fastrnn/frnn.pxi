@@ -23,6 +23,7 @@ cdef extern from "fastrnn.h" nogil:
         int contexts
     ctypedef struct frnn_shape:
         int gates, kept, h, c, peephole
+        int64_t kept_step
     ctypedef struct frnn_batch:
         int64_t T, B
         const int64_t *lengths

@@ -33,7 +33,7 @@ class Layer(Inference):
     _states: ClassVar[tuple[str, ...]] = ("h",)
     _gates: tuple[str, ...] = ()
 
-    _built = ("_weights", "_engines", "_zero_states")  # from the rest, which is what copies take
+    _built = ("_weights", "_engines", "_engine_of", "_zero_states")  # from the rest, which is what copies take
 
     def __init__(
         self,
@@ -71,8 +71,7 @@ class Layer(Inference):
                 for name, shape in self._parameter_shapes(k).items()
             }
         )
-        arrays = dict(self.params)
-        initial.initialise(arrays, self._kind().__name__, self.hidden_size, init, rng, coupled)
+        initial.initialise(dict(self.params), self._kind().__name__, self.hidden_size, init, rng, coupled)
         try:
             self._dropout_rng = rng.spawn(1)[0]
         except TypeError:
@@ -83,6 +82,7 @@ class Layer(Inference):
         """What calls use beside the options and the parameters."""
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
+        self._engine_of = {name: engine for k, engine in enumerate(self._engines) for name in self._parameter_shapes(k)}
         self._zero_states = None, ()  # those of the last batch size, which calls only read
 
     @property
@@ -295,7 +295,7 @@ class Layer(Inference):
         return y
 
     def _kept_width(self, engine):
-        return self.num_directions * engine.kept * self.hidden_size
+        return self.num_directions * engine.kept * (self.hidden_size + engine.kept_padding)
 
     def _checkpoint_interval(self, every, budget, batch):
         if budget is not None:
@@ -368,7 +368,7 @@ class Layer(Inference):
         if clip_step is not None:  # the dtype may hold less
             normal = np.finfo(self.dtype)  # denormal numbers are zero to the kernels
             clip = min(max(checks.greater_than_zero(clip_step, "clip_step"), float(normal.tiny)), float(normal.max))
-        params = {name: np.empty_like(value) for name, value in self.params.items()}
+        params = {name: self._engine_of[name].empty(value.shape, self.dtype) for name, value in self.params.items()}
         gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
         threads = config.get_num_threads()

@@ -29,7 +29,7 @@ cdef extern from *:
     void *allocate_block(size_t size) nogil
 
 cdef enum:
-    SHELF = 16  # blocks that a shelf holds: what two training steps need, as results of one may be held during the next
+    SHELF = 32  # blocks that a shelf holds: what two training steps need, as results of one may be held during the next
     SHELF_BYTES = 1 << 30  # and bytes; a larger block is freed at once
     SMALL = 32768  # bytes; below, what the system's allocator has at hand is as good
 

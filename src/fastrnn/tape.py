@@ -113,14 +113,14 @@ class Tape:
         return [level.record(self._batch, self._threads) for level in self._levels]
 
     def _columns(self, name, present, first, last):
-        """Columns of what was kept; a view unless two directions lie between."""
+        """Columns of what was kept: a view where they lie side by side."""
         if not present:
             raise AttributeError(f"tape.{name}: a layer of class {type(self._layer).__name__} has none")
         D, H = self._layer.num_directions, self._layer.hidden_size
         views = []
         for record, level in zip(self._records(), self._levels, strict=True):
-            rows = record.kept.shape[:-1]
-            columns = record.kept.reshape(*rows, D, level.engine.kept, H)[..., first:last, :]
+            rows, engine = record.kept.shape[:-1], level.engine
+            columns = record.kept.reshape(*rows, D, engine.kept, H + engine.kept_padding)[..., first:last, :H]
             views.append(columns.reshape(*rows, D * (last - first) * H))
         return self._read_only(views)
 

@@ -125,7 +125,8 @@ static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *la
     const frnn_dtype dtype = layer->dtype;
     const frnn_shape of = frnn_layer_shape(layer);
     const int64_t D = layer->directions, B = batch->B, H = layer->hidden_size, O = layer->output_size;
-    const int64_t h_count = of.h ? D * B * O : 0, c_count = of.c ? D * B * H : 0, kept_width = D * of.kept * H;
+    const int64_t h_count = of.h ? D * B * O : 0, c_count = of.c ? D * B * H : 0,
+                  kept_width = D * of.kept * of.kept_step;
     int64_t begin[WINDOWS], n = 0;
     char *h = aligned((size_t)bytes_of(dtype, h_count * (WINDOWS + 1)));
     char *c = aligned((size_t)bytes_of(dtype, c_count * (WINDOWS + 1)));
@@ -252,7 +253,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
     }
     void *x_copy = output(&r, dtype, rows * s->I), *y_copy = output(&r, dtype, rows * D * O);
     void *y = output(&r, dtype, rows * D * O), *dx = output(&r, dtype, rows * s->I);
-    void *kept = of.kept ? output(&r, dtype, rows * D * of.kept * s->H) : NULL;
+    void *kept = of.kept ? output(&r, dtype, rows * D * of.kept * of.kept_step) : NULL;
     void *hT = of.h ? output(&r, dtype, D * s->B * O) : NULL, *dh0 = of.h ? output(&r, dtype, D * s->B * O) : NULL;
     void *cT = of.c ? output(&r, dtype, D * s->B * s->H) : NULL,
          *dc0 = of.c ? output(&r, dtype, D * s->B * s->H) : NULL;
@@ -267,7 +268,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
         const size_t bytes = (size_t)bytes_of(dtype, rows * D * O);
         void *inferred = aligned(bytes);
         memcpy(inferred, y, bytes);
-        forward.kept = rows_of(kept, s, D * of.kept * s->H, ragged);
+        forward.kept = rows_of(kept, s, D * of.kept * of.kept_step, ragged);
         forward.x_copy = x_copy;
         forward.y_copy = y_copy;
         if (frnn_forward(isa, threads, &layer, &batch, &forward) != FRNN_OK) abort();

@@ -19,6 +19,7 @@ class Engine:
     """
 
     kept = 0  #: how many arrays forward keeps
+    kept_padding = 0  #: reals between them in a record
     c = None  #: which of them is the state c, if the cell has one
     has_h = True  #: whether the output y_t is also a state, h_t
 
