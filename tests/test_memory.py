@@ -74,6 +74,17 @@ def test_memory_is_used_again(lstm_and_inputs):
     assert len({address(layer(x)[0]) for _ in range(20) for x in inputs}) < 10
 
 
+def test_memory_of_gradients_is_used_again(lstm_and_inputs):
+    layer, inputs = lstm_and_inputs
+    weights = [name for name in layer.params if name.startswith("weight_hh")]
+    for name in weights:
+        addresses = set()
+        for x in inputs * 7:
+            addresses.add(address(layer.backward(layer.forward(x)[2]).params[name]))
+        assert len(addresses) < 10
+        assert all(place % 64 == 0 for place in addresses)
+
+
 def test_what_anything_refers_to_is_not_used_again(lstm_and_inputs):
     layer, inputs = lstm_and_inputs
     held = []
@@ -82,6 +93,7 @@ def test_what_anything_refers_to_is_not_used_again(lstm_and_inputs):
         grads = layer.backward(tape, y)
         # The arrays, and parts of arrays whose owners are gone.
         held += [y, tape.h[0][7:9], tape.c[1][::5, 1], tape.gates[0][..., 3:70], grads.x[-1], layer(x)[0][2:]]
+        held.append(grads.params["weight_hh_l1"][7:70])
     before = [array.copy() for array in held]
     del y, tape, grads
     for x in inputs * 5:

@@ -225,6 +225,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             const int64_t row = split_at(&tiles, m);
             real *tile = a + row * f->step + column;
             point.rows = (int)(split_at(&tiles, m + 1) - row);
+            point.last = c->worker->size > 1 && m == tiles.parts - 1;
             point.a = tile;
             point.h = (const real *const *)c->h + row;
             point.c = (const real *const *)c->c + row;
