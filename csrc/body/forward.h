@@ -78,6 +78,7 @@ typedef struct {
     real **h, **c, **now_y, **now; /* for each worker (B): rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
     real **at[4], **first_at[2];   /* for tangents the recorded y, h, c and record; first rows of y and record */
     real *zero;                    /* for each worker: a row that stands for a bias or a state */
+    int64_t *order;                /* for each worker (B): that of its sequences */
 } forward_space;
 
 /* The length of that row. */
@@ -96,6 +97,7 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     real ***by_sequence[] = {&s.x,     &s.y,     &s.kept,  &s.h,     &s.c,           &s.now_y,      &s.now,
                              &s.at[0], &s.at[1], &s.at[2], &s.at[3], &s.first_at[0], &s.first_at[1]};
     s.zero = take_reals(a, threads * zero_width(layer, &f));
+    s.order = take(a, (size_t)(threads * B), sizeof(int64_t));
     for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, threads * B);
     return s;
 }
@@ -225,7 +227,6 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             const int64_t row = split_at(&tiles, m);
             real *tile = a + row * f->step + column;
             point.rows = (int)(split_at(&tiles, m + 1) - row);
-            point.last = c->worker->size > 1 && m == tiles.parts - 1;
             point.a = tile;
             point.h = (const real *const *)c->h + row;
             point.c = (const real *const *)c->c + row;
@@ -315,9 +316,25 @@ static void recorded_at(const forward_call *c, const frnn_record *record, const 
     }
 }
 
-static void forward_direction(frnn_job *job, const forward_space *space, const share *s, const frnn_worker *w, int d) {
+/* The batch with the last sequences of a worker, a tile of them, in an order without a constant stride: their rows of y
+ * and of the record lie beside another worker's, and a prefetcher that follows a stride on takes lines that this one is
+ * writing. Sequences are independent, and those of one length may stand in any order. */
+static frnn_batch scattered(const frnn_batch *batch, const share *s, const packing *p, int64_t *order) {
+    frnn_batch own = *batch;
+    if (batch->lengths || s->rows_parts == 1) return own;
+    const split tiles = tiles_of(p, s->end - s->first);
+    const int64_t last = tiles.parts > 0 ? s->first + split_at(&tiles, tiles.parts - 1) : s->end;
+    for (int64_t i = s->first; i < s->end; ++i) {
+        const int64_t turn = i - last, half = (s->end - last + 1) / 2;
+        order[i] = sequence_at(batch, turn < 0 ? i : last + (turn % 2 ? half : 0) + turn / 2);
+    }
+    own.order = order;
+    return own;
+}
+
+static void forward_direction(frnn_job *job, const frnn_batch *batch, const forward_space *space, const share *s,
+                              const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
-    const frnn_batch *batch = job->batch;
     const frnn_forward_args *args = job->args;
     const frnn_record *record = job->record;
     const forward_shape f = forward_shape_of(layer);
@@ -432,5 +449,6 @@ static void forward_work(void *argument, const frnn_worker *w) {
     const forward_space space = forward_space_of(job->layer, job->batch, job->threads, &a);
     const forward_shape f = forward_shape_of(job->layer);
     const share s = share_of(w, job->layer, job->batch, f.cell.shape.gates, &f.stage[0].h);
-    for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &space, &s, w, d);
+    const frnn_batch own = scattered(job->batch, &s, &f.stage[0].h, space.order + w->id * job->batch->B);
+    for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &own, &space, &s, w, d);
 }

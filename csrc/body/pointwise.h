@@ -73,7 +73,6 @@ typedef struct {
 /* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are kept_step apart. */
 typedef struct {
     int rows, vecs, stage, keep;
-    int last; /* are the rows that follow another worker's? */
     int64_t unit, n, kept_step;
     const real *a; /* pre-activations, a_step from row to row and a_column from column to column */
     int64_t a_step, a_column;
@@ -109,9 +108,6 @@ INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, in
 typedef void forward_equations(int variant, int stage, forward_values *v);
 typedef void tangent_equations(int variant, int stage, forward_values *v, const reverse_values *at);
 
-/* The rows of a tile in an order without a constant stride. */
-INLINE int row_in_turn(int i, int rows) { return i % 2 ? (rows + 1) / 2 + i / 2 : i / 2; }
-
 /* From pre-activations to the output and the record; `keep` all of it, or what lasts. Or, given these, tangents,
  * through the derivatives of the equations at what is recorded. */
 INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
@@ -119,9 +115,7 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
     const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
     const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
     const unsigned load = stage == 1 ? s.lasting : 0;
-    for (int turn = 0; turn < p->rows; ++turn) {
-        /* A prefetcher that follows a stride past a worker's last row takes lines that another one is writing. */
-        const int r = p->last ? row_in_turn(turn, p->rows) : turn;
+    for (int r = 0; r < p->rows; ++r) {
         for (int u = 0; u < p->vecs; ++u) {
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             const real *a = p->a + r * p->a_step + u * VL;
