@@ -112,7 +112,7 @@ static double largest_share(const packing *p, int n) {
 
 /* Multiply-adds in a nanosecond at their peak, about; and what a shared step costs each worker, in barriers: it fetches
  * what the others have written. */
-enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 5 };
+enum { MACS_PER_NS = 56 * sizeof(float) / sizeof(real), MEETINGS = 6 };
 
 /* Rows of different sequences are independent: where each worker takes some, no barrier is needed. Few of them are
  * sooner done by two gangs, one for each direction; and if there are fewer than ROWS_ENOUGH for each worker, a gang may
