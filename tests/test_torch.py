@@ -24,6 +24,8 @@ KINDS = [
     ("LSTM", {"proj_size": 4}),
     ("GRU", {}),
 ]
+# Over long runs a projection as it is used, a quarter of the units (Sak, Senior & Beaufays 2014).
+LONG_KINDS = [(cls, own | ({"proj_size": 16} if own.get("proj_size") else {})) for cls, own in KINDS]
 KIND_IDS = ["rnn_tanh", "rnn_relu", "lstm", "lstm_projected", "gru"]
 FLAGS = [False, True]
 
@@ -100,18 +102,22 @@ def test_every_combination(kind, dtype, num_layers, bidirectional, bias, batch_f
         assert np.allclose(got[name], expected, rtol=RTOL, atol=ATOL), name
 
 
+@pytest.mark.parametrize("kind", LONG_KINDS, ids=KIND_IDS)
 def test_no_less_accurate_over_long_sequences(kind, rng):
-    """At T = 1024 in float32, at most twice PyTorch's own distance from float64."""
+    """At T = 1024 in float32, from float64: at most 1.25 times PyTorch's own distance in the root mean square, and
+    at most twice where it is largest."""
     ours, theirs = pair(kind, 32, 64)
-    x = rng.standard_normal((1024, 4, 32)).astype(np.float32)
+    x = rng.standard_normal((1024, 16, 32)).astype(np.float32)
     exact = getattr(fastrnn.reference, kind[0])(32, 64, dtype=np.float64, **kind[1])
     exact.load_state_dict(ours.state_dict())
     want = exact(x)[0]
     assert_meaningful({"y": want})
     with torch.no_grad():
-        limit = 2 * np.abs(theirs(torch.tensor(x))[0].numpy() - want).max()
-    assert limit > 0
-    assert np.abs(ours(x)[0] - want).max() <= limit
+        other = np.abs(theirs(torch.tensor(x))[0].numpy() - want)
+    own = np.abs(ours(x)[0] - want)
+    assert other.max() > 0
+    assert np.sqrt(np.mean(own**2)) <= 1.25 * np.sqrt(np.mean(other**2))
+    assert own.max() <= 2 * other.max()
 
 
 @both_dtypes

@@ -195,14 +195,15 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
 }
 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
- * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 starts all alike. */
+ * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
+ * The sum begins at zero, so that it is rounded to its own size and not to that of init. */
 INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *const *row, int64_t stride,
                       const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
     vec sum[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS];
     UNROLL for (int r = 0; r < rows; ++r) {
         a[r] = row[r];
-        UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_load(init + r * init_step + n * VL);
+        UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0);
     }
     for (int64_t k = 0; k < K; ++k, panel += vecs * VL) {
         vec w[TILE_VECS];
@@ -213,7 +214,9 @@ INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *con
         }
     }
     UNROLL for (int r = 0; r < rows; ++r) {
-        UNROLL for (int n = 0; n < vecs; ++n) v_store(out + r * out_step + n * VL, sum[r][n]);
+        UNROLL for (int n = 0; n < vecs; ++n) {
+            v_store(out + r * out_step + n * VL, v_add(v_load(init + r * init_step + n * VL), sum[r][n]));
+        }
     }
 }
 

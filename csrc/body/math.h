@@ -1,35 +1,36 @@
 /* exp, tanh and the logistic function on vectors.
  *
- * exp: Cody & Waite (1980) reduction x = n ln2 + r with n = floor(x / ln2), so that 0 <= r < ln2, then e^r = 1 + r +
- * r^2 q(r) with q a least-squares polynomial on [0, ln2], times 2^n. As r >= 0 and all coefficients are positive, every
- * operation is monotone in x, and so is the result. Relative error of the polynomial: 2^-27.8 (float32), 2^-57.1
- * (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
+ * e^x = 2^n (1 + p): Cody & Waite (1980) reduction x = n ln2 + r with n the nearest whole number, so that |r| <= ln2 /
+ * 2, then p = e^r - 1 = r + r^2 q(r) with q a minimax polynomial there. Its error, relative to e^r: 2^-28.0 (float32),
+ * 2^-56.3 (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
  *
  * tanh: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-29.4, 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond, with
- * the sign of x; each piece is monotone (near zero since the true slope exceeds the error). There ln2 need not be in
- * two parts: the larger n, the less the error of e counts. From TANH_RANGE / 2 on the result is 1. logistic: 1 / (1 +
- * e^-x) down to LOGISTIC_SPLIT; beyond, where the rounding of that sum would cost too much, e - e * e / (1 + e) with e
- * = e^x.
+ * the sign of x. Both polynomials take the same operations, so there is but one, whose argument and coefficients are
+ * chosen lane by lane. There ln2 need not be in two parts: the larger n, the less the error of e counts. From half of
+ * TANH_RANGE on the result is 1.
  *
- * All are within 2 ULP; results below the smallest normal number are flushed to zero. */
+ * logistic: 1 / (1 + e^-x), with 2^n p added to the smaller of 1 and 2^n, then the larger one: so the last addition is
+ * the only one whose rounding counts.
+ *
+ * All are within 2 ULP, and in float32 monotone; results below the smallest normal number are flushed to zero. */
 
-#define EXP_RANGE BY_BITS(104, 746)
+#define EXP_RANGE BY_BITS(88, 709)
+#define EXPONENT_BIAS BY_BITS(0x1.8p23f + REAL_BIAS, 0x1.8p52 + REAL_BIAS)
 #define TANH_RANGE BY_BITS(20, 40)
 #define LN2 BY_BITS(0.693147181f, 0.69314718055994531)
 #define LN2_HIGH BY_BITS(0x1.62e4p-1f, 0x1.62e42fefa38p-1)
 #define LN2_LOW BY_BITS(0x1.7f7d1cp-20f, 0x1.ef35793c7673p-45)
 #define LOG2_E BY_BITS(1.44269504f, 1.4426950408889634)
-#define LOGISTIC_SPLIT BY_BITS(-1.9375f, -1.9375)
 #define TANH_SPLIT BY_BITS(0.5625f, 0.5625)
 
 #if FRNN_BITS == 32
-static const real exp_q[] = {5.0000286e-01f, 1.6662596e-01f, 4.1876215e-02f, 7.836796e-03f, 1.9293195e-03f};
+static const real exp_q[] = {4.9999994e-01f, 1.6666521e-01f, 4.166839e-02f, 8.36871e-03f, 1.3814608e-03f};
 static const real tanh_p[] = {-3.3333313e-01f, 1.3332443e-01f, -5.383673e-02f, 2.1005271e-02f, -6.177371e-03f};
 #else
-static const real exp_q[] = {0.49999999999996464,    0.16666666666824875,    0.04166666663876293,
-                             0.008333333596307165,   0.0013888873932732103,  0.0001984181365400294,
-                             2.4788660941695417e-05, 2.7756836644423807e-06, 2.564187328442785e-07,
-                             3.5254505595993066e-08};
+static const real exp_q[] = {0.5000000000000011,     0.16666666666666413,    0.04166666666653025,
+                             0.008333333333494335,   0.001388888894360135,   0.00019841269506790164,
+                             2.4801493132647705e-05, 2.7557586248189413e-06, 2.7630235104209464e-07,
+                             2.500008006258301e-08};
 static const real tanh_p[] = {-0.33333333333333276,   0.13333333333322941,   -0.053968253961650434,
                               0.021869488325792552,   -0.008863231619573116, 0.003592082118269243,
                               -0.0014554790041281847, 0.0005881816581234656, -0.0002327123595132919,
@@ -44,37 +45,48 @@ INLINE vec polynomial(const real *c, int n, vec x) {
     return p;
 }
 
-/* 2^n e^r, 0 <= r < ln2, n whole */
-INLINE vec exp_reduced(vec n, vec r) {
-    const vec q = polynomial(exp_q, LENGTH(exp_q), r);
-    return v_scale2(v_add(v_fma(v_mul(r, r), q, r), v_set1(1)), n);
+/* x = n ln2 + r: n + EXPONENT_BIAS, where the last bits of the mantissa are the exponent of 2^n; and r. */
+INLINE vec biased_ln2(vec x) { return v_fma(x, v_set1(LOG2_E), v_set1(EXPONENT_BIAS)); }
+INLINE vec rest_ln2(vec x, vec biased) {
+    const vec n = v_sub(biased, v_set1(EXPONENT_BIAS));
+    return v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x));
 }
 
-/* x = n ln2 + r */
-INLINE vec whole_ln2(vec x) { return v_floor(v_mul(x, v_set1(LOG2_E))); }
-INLINE vec rest_ln2(vec x, vec n) { return v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x)); }
+/* e^r - 1 */
+INLINE vec exp_rest(vec r) { return v_fma(v_mul(r, r), polynomial(exp_q, LENGTH(exp_q), r), r); }
 
 INLINE vec v_exp(vec x) {
-    const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x)), n = whole_ln2(bounded);
-    const vec low = v_min(v_set1(2 * REAL_MIDDLE), n); /* as v_scale2 takes; what is left of 2^n comes after it */
-    return v_mul(exp_reduced(low, rest_ln2(bounded, n)), v_scale2(v_set1(1), v_sub(n, low)));
+    const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE + 1), x)), biased = biased_ln2(bounded);
+    const vec most = v_min(v_set1(EXPONENT_BIAS + REAL_BIAS), biased); /* what an exponent holds: at times one less */
+    const vec e = v_mul(v_add(v_set1(1), exp_rest(rest_ln2(bounded, biased))), v_exponent(most));
+    return v_fma(v_sub(biased, most), e, e);
+}
+
+INLINE vec up_to_split(vec magnitude, vec small, vec large) {
+    return v_select_le(magnitude, v_set1(TANH_SPLIT), small, large);
 }
 
 INLINE vec v_tanh(vec x) {
-    const vec one = v_set1(1), magnitude = v_abs(x), square = v_mul(x, x);
-    const vec small = v_fma(v_mul(x, square), polynomial(tanh_p, LENGTH(tanh_p), square), x);
-    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude));
-    const vec n = whole_ln2(twice), e = exp_reduced(n, v_fnma(n, v_set1(LN2), twice));
-    const vec large = v_sub(one, v_div(v_set1(2), v_add(e, one)));
-    return v_select_le(magnitude, v_set1(TANH_SPLIT), small, v_copysign(large, x));
+    const vec one = v_set1(1), magnitude = v_abs(x);
+    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude)), biased = biased_ln2(twice);
+    const vec r = v_fnma(v_sub(biased, v_set1(EXPONENT_BIAS)), v_set1(LN2), twice), scale = v_exponent(biased);
+    const vec a = up_to_split(magnitude, magnitude, r), u = up_to_split(magnitude, v_mul(x, x), r);
+    vec p = v_set1(0);
+    for (int i = LENGTH(tanh_p) - 1; i >= 0; --i) {
+        const real q = i < LENGTH(exp_q) ? exp_q[i] : 0;
+        const vec c = up_to_split(magnitude, v_set1(tanh_p[i]), v_set1(q));
+        p = i == LENGTH(tanh_p) - 1 ? c : v_fma(p, u, c);
+    }
+    const vec value = v_fma(v_mul(u, a), p, a); /* tanh |x|, or e^r - 1 */
+    const vec large = v_sub(one, v_div(v_set1(2), v_fma(value, scale, v_add(one, scale))));
+    return v_copysign(up_to_split(magnitude, value, large), x);
 }
 
 INLINE vec v_logistic(vec x) {
-    const vec one = v_set1(1), split = v_set1(LOGISTIC_SPLIT), minus_x = v_sub(v_set1(0), x);
-    const vec power = v_max(v_set1(-EXP_RANGE), v_select_le(x, split, x, minus_x)), n = whole_ln2(power);
-    const vec e = exp_reduced(n, rest_ln2(power, n));
-    const vec inverse = v_div(one, v_add(one, e));
-    return v_select_le(x, split, v_fnma(e, v_mul(e, inverse), e), inverse);
+    const vec one = v_set1(1), power = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), v_sub(v_set1(0), x)));
+    const vec biased = biased_ln2(power), scale = v_exponent(biased);
+    const vec lesser = v_fma(exp_rest(rest_ln2(power, biased)), scale, v_min(one, scale));
+    return v_div(one, v_add(lesser, v_max(one, scale)));
 }
 
 /* The functions that cells are made of, and dJ/da from dJ/dy and y = f(a): every f' can be written in y. */

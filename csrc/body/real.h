@@ -11,22 +11,16 @@ typedef float real;
 typedef int32_t real_int; /* the integer as wide as a real */
 #define REAL_MANTISSA 23
 #define REAL_BIAS 127
-#define REAL_MIDDLE 32
 #define BY_BITS(single, twice) single
 #elif FRNN_BITS == 64
 typedef double real;
 typedef int64_t real_int;
 #define REAL_MANTISSA 52
 #define REAL_BIAS 1023
-#define REAL_MIDDLE 256
 #define BY_BITS(single, twice) twice
 #else
 #error "FRNN_BITS is 32 or 64"
 #endif
-
-/* Where no instruction multiplies by 2^n: times 2^(n + REAL_MIDDLE), which is normal down to where the product is zero
- * and up to n = 3 REAL_MIDDLE - 1, times this. */
-#define EXP2_MINUS_MIDDLE BY_BITS(0x1p-32f, 0x1p-256)
 
 #define INLINE static inline __attribute__((always_inline))
 

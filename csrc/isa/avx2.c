@@ -39,15 +39,11 @@ INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 INLINE vec v_abs(vec a) { return OP(andnot)(OP(set1)((real)-0.0), a); }
 INLINE vec v_copysign(vec a, vec b) { return OP(or)(v_abs(a), OP(and)(OP(set1)((real)-0.0), b)); }
-INLINE vec v_floor(vec a) { return OP(floor)(a); }
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return OP(blendv)(no, yes, OP(cmp)(a, b, _CMP_LE_OQ)); }
 
 #if FRNN_BITS == 32
-/* 2^(n + REAL_MIDDLE) for a whole n */
-INLINE vec exp2_middle(vec n) {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(REAL_BIAS + REAL_MIDDLE));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, REAL_MANTISSA));
-}
+/* the last bits of the mantissa where the exponent is */
+INLINE vec v_exponent(vec a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), REAL_MANTISSA)); }
 INLINE vec v_zip_lo(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
 }
@@ -55,10 +51,7 @@ INLINE vec v_zip_hi(vec a, vec b) {
     return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 #else
-INLINE vec exp2_middle(vec n) {
-    const __m128i biased = _mm_add_epi32(_mm256_cvtpd_epi32(n), _mm_set1_epi32(REAL_BIAS + REAL_MIDDLE));
-    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_cvtepi32_epi64(biased), REAL_MANTISSA));
-}
+INLINE vec v_exponent(vec a) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a), REAL_MANTISSA)); }
 INLINE vec v_zip_lo(vec a, vec b) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
 }
@@ -66,7 +59,5 @@ INLINE vec v_zip_hi(vec a, vec b) {
     return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
 }
 #endif
-
-INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
 
 #include "../body/body.h"

@@ -39,8 +39,6 @@ INLINE vec v_fnma(vec a, vec b, vec c) { return OP(fnmadd)(a, b, c); }
 INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 INLINE vec v_abs(vec a) { return OP(andnot)(OP(set1)((real)-0.0), a); }
-INLINE vec v_floor(vec a) { return OP(roundscale)(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-INLINE vec v_scale2(vec a, vec n) { return OP(scalef)(a, n); }
 
 #if FRNN_BITS == 32
 INLINE vec v_copysign(vec a, vec b) { /* bit by bit, the mask's choice of a and b */
@@ -50,6 +48,8 @@ INLINE vec v_copysign(vec a, vec b) { /* bit by bit, the mask's choice of a and 
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), no, yes);
 }
+/* the last bits of the mantissa where the exponent is */
+INLINE vec v_exponent(vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), REAL_MANTISSA)); }
 INLINE vec v_zip_lo(vec a, vec b) {
     const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     return _mm512_permutex2var_ps(a, index, b);
@@ -66,6 +66,7 @@ INLINE vec v_copysign(vec a, vec b) {
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ), no, yes);
 }
+INLINE vec v_exponent(vec a) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a), REAL_MANTISSA)); }
 INLINE vec v_zip_lo(vec a, vec b) { return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b); }
 INLINE vec v_zip_hi(vec a, vec b) {
     return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);

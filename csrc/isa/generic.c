@@ -43,17 +43,8 @@ INLINE vec v_abs(vec a) { return (vec)((vec_int)a & ~sign_bits()); }
 INLINE vec v_copysign(vec a, vec b) { return choose(sign_bits(), b, a); }
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose((vec_int)(a <= b), yes, no); }
 
-/* Rounds by adding 1.5 * 2^mantissa, which leaves no bits for a fraction: for |a| < 2^(mantissa - 1). */
-INLINE vec v_floor(vec a) {
-    const vec magic = v_set1((real)1.5 * (real)((int64_t)1 << REAL_MANTISSA));
-    const vec nearest = (a + magic) - magic;
-    return nearest - choose((vec_int)(nearest > a), v_set1(1), v_set1(0));
-}
-/* 2^(n + REAL_MIDDLE) for a whole n */
-INLINE vec exp2_middle(vec n) {
-    const vec magic = v_set1((real)1.5 * (real)((int64_t)1 << REAL_MANTISSA));
-    return (vec)(((vec_int)(n + magic) - (vec_int)magic + (REAL_BIAS + REAL_MIDDLE)) << REAL_MANTISSA);
-}
+/* the last bits of the mantissa where the exponent is */
+INLINE vec v_exponent(vec a) { return (vec)((vec_int)a << REAL_MANTISSA); }
 #if FRNN_BITS == 32
 INLINE vec v_zip_lo(vec a, vec b) { return (vec){a[0], b[0], a[1], b[1]}; }
 INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[2], b[2], a[3], b[3]}; }
@@ -61,7 +52,5 @@ INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[2], b[2], a[3], b[3]}; }
 INLINE vec v_zip_lo(vec a, vec b) { return (vec){a[0], b[0]}; }
 INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[1], b[1]}; }
 #endif
-
-INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
 
 #include "../body/body.h"

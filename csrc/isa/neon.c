@@ -52,23 +52,11 @@ INLINE vec v_min(vec a, vec b) { return choose(OP(vcltq)(a, b), a, b); }
 INLINE vec v_max(vec a, vec b) { return choose(OP(vcgtq)(a, b), a, b); }
 INLINE vec v_abs(vec a) { return OP(vabsq)(a); }
 INLINE vec v_copysign(vec a, vec b) { return choose(AS_BITS(v_set1((real)-0.0)), b, a); }
-INLINE vec v_floor(vec a) { return OP(vrndmq)(a); }
 INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose(OP(vcleq)(a, b), yes, no); }
 INLINE vec v_zip_lo(vec a, vec b) { return OP(vzip1q)(a, b); }
 INLINE vec v_zip_hi(vec a, vec b) { return OP(vzip2q)(a, b); }
 
-/* 2^(n + REAL_MIDDLE) for a whole n */
-#if FRNN_BITS == 32
-INLINE vec exp2_middle(vec n) {
-    const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(REAL_BIAS + REAL_MIDDLE));
-    return vreinterpretq_f32_s32(vshlq_n_s32(biased, REAL_MANTISSA));
-}
-#else
-INLINE vec exp2_middle(vec n) {
-    const int64x2_t biased = vaddq_s64(vcvtq_s64_f64(n), vdupq_n_s64(REAL_BIAS + REAL_MIDDLE));
-    return vreinterpretq_f64_s64(vshlq_n_s64(biased, REAL_MANTISSA));
-}
-#endif
-INLINE vec v_scale2(vec a, vec n) { return v_mul(v_mul(a, exp2_middle(n)), v_set1(EXP2_MINUS_MIDDLE)); }
+/* the last bits of the mantissa where the exponent is */
+INLINE vec v_exponent(vec a) { return AS_REAL(BITS(vshlq_n)(AS_BITS(a), REAL_MANTISSA)); }
 
 #include "../body/body.h"
