@@ -14,6 +14,22 @@ typedef struct {
 
 static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(&sum->p, sum->count).parts; }
 
+/* A tile of a product written, or added, to the first n columns of rows that may lie anywhere: by the micro-kernel
+ * itself where they are whole vectors, one step apart. */
+static void put_product(int height, int vecs, int64_t K, const real *const *rows, int64_t stride, const real *panel,
+                        real *const *out, int64_t n, int add) {
+    const int64_t step = height > 1 ? out[1] - out[0] : 0;
+    int whole = n >= vecs * VL;
+    for (int r = 1; r < height; ++r) whole &= out[r] - out[r - 1] == step;
+    if (whole) {
+        tile_kernels[height - 1][vecs - 1](K, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step);
+        return;
+    }
+    _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+    tile_kernels[height - 1][vecs - 1](K, rows, stride, panel, zeros, 0, tile, vecs * VL);
+    for (int r = 0; r < height; ++r) put_tile(tile + r * vecs * VL, 1, vecs, out[r], 0, n, add);
+}
+
 INLINE real *row_sum_out(const row_sum *sum, int64_t g) {
     return sum->out + (sum->block[g / sum->height] * sum->height + g % sum->height) * sum->out_step;
 }
@@ -35,19 +51,17 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
         for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
             const int64_t g = split_at(&tiles, i);
             const int height = (int)(split_at(&tiles, i + 1) - g);
-            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             const real *columns[TILE_ROWS];
+            real *out[TILE_ROWS];
             for (int r = 0; r < height; ++r) {
                 columns[r] = delta + sum->first + g + r;
-                fetch_ahead(row_sum_out(sum, g + r) + column, vecs * VL);
+                out[r] = row_sum_out(sum, g + r) + column;
+                fetch_ahead(out[r], vecs * VL);
             }
             for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
                 fetch_ahead(sum->rows[r] + sum->column + next_column, next_units); /* of the next panel */
             }
-            tile_kernels[height - 1][vecs - 1](rows, columns, step, c->panel, zeros, 0, tile, vecs * VL);
-            for (int r = 0; r < height; ++r) {
-                put_tile(tile + r * vecs * VL, 1, vecs, row_sum_out(sum, g + r) + column, 0, n, add);
-            }
+            put_product(height, vecs, rows, columns, step, c->panel, out, n, add);
         }
     }
 }
@@ -125,32 +139,39 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
     }
 }
 
-/* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to). */
+/* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to); times f' if the layer reads
+ * f(x), which v->chunk_x then is. */
 static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *W = &c->shape.W;
-    const int f = c->shape.cell.shape.input;
+    const int f = c->shape.cell.shape.input, add = c->layer->directions == 2;
     const split tiles = tiles_of(W, to - from);
     for (int64_t j = 0; j < W->panels && !skips(c->job, c->worker, to - from, W->K, TILE_VECS * VL); ++j) {
         const int vecs = panel_vectors(W, j);
-        const int64_t column = first_vector(W, j) * VL;
+        const int64_t column = first_vector(W, j) * VL, n = W->units - column;
+        const real *panel = v->packed + c->shape.W_at + packed_panel(W, j);
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t m = from + split_at(&tiles, i);
             const int height = (int)(from + split_at(&tiles, i + 1) - m);
             const real *rows[TILE_ROWS];
-            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+            real *out[TILE_ROWS];
             for (int r = 0; r < height; ++r) {
                 rows[r] = v->delta + (m + r) * c->shape.step;
-                fetch_ahead(v->chunk_dx[m + r] + column, vecs * VL);
+                out[r] = v->chunk_dx[m + r] + column;
+                fetch_ahead(out[r], vecs * VL);
             }
-            tile_kernels[height - 1][vecs - 1](W->K, rows, 1, v->packed + c->shape.W_at + packed_panel(W, j), zeros, 0,
-                                               tile, vecs * VL);
+            if (f == IDENTITY) {
+                put_product(height, vecs, W->K, rows, 1, panel, out, n, add);
+                continue;
+            }
+            _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
+            tile_kernels[height - 1][vecs - 1](W->K, rows, 1, panel, zeros, 0, tile, vecs * VL);
             for (int r = 0; r < height; ++r) {
-                real *out = v->chunk_dx[m + r] + column, *row = tile + r * vecs * VL;
-                for (int u = 0; f != IDENTITY && u < vecs; ++u) { /* v->chunk_x is f(x) */
+                real *row = tile + r * vecs * VL;
+                for (int u = 0; u < vecs; ++u) {
                     const vec x = v_load(v->chunk_x[m + r] + column + u * VL);
                     v_store(row + u * VL, activation_gradient(f, x, v_load(row + u * VL)));
                 }
-                put_tile(row, 1, vecs, out, 0, W->units - column, c->layer->directions == 2);
+                put_tile(row, 1, vecs, out[r], 0, n, add);
             }
         }
     }

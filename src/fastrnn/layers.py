@@ -20,8 +20,8 @@ from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
 from .memory import memory_available
-from .tape import Level, Tape, least_memory, window_begins
-from .weights import Parameters, Weights
+from .tape import Level, Tape, least_memory, uninitialised, window_begins
+from .weights import Parameters, Weights, names_of
 
 _MOST_LAYERS = 2**16  # far beyond any use; each has objects of its own, however few its parameters
 
@@ -33,7 +33,7 @@ class Layer(Inference):
     _states: ClassVar[tuple[str, ...]] = ("h",)
     _gates: tuple[str, ...] = ()
 
-    _built = ("_weights", "_engines", "_engine_of", "_zero_states")  # from the rest, which is what copies take
+    _built = ("_weight_names", "_weights", "_engines", "_engine_of", "_zero_states")  # from the rest: anew in copies
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Layer(Inference):
 
     def _build(self):
         """What calls use beside the options and the parameters."""
+        self._weight_names = [[names_of(suffix) for suffix in self._suffixes(k)] for k in range(self.num_layers)]
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
         self._engine_of = {name: engine for k, engine in enumerate(self._engines) for name in self._parameter_shapes(k)}
@@ -132,8 +133,7 @@ class Layer(Inference):
         return shapes
 
     def _weights_of(self, k, arrays):
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")
-        return tuple(Weights(*(arrays.get(name + suffix) for name in names)) for suffix in self._suffixes(k))
+        return tuple([Weights(*map(arrays.get, names)) for names in self._weight_names[k]])
 
     def _kernel(self, cell, input_size, context=None):
         H, O = self.hidden_size, self._state_widths["h"]
@@ -238,11 +238,12 @@ class Layer(Inference):
         given = x
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
         every = self._checkpoint_interval(checkpoint_every, memory_budget, batch)
-        # The tape outlives the call, and the caller's arrays may change before it is used.
-        states = tuple([s.copy() for s in self._initial(state, batch.B, x.ndim)])
-        shared = not isinstance(given, (list, tuple)) and np.may_share_memory(x, given)
+        states = self._initial(state, batch.B, x.ndim)
+        if state is not None:  # the tape outlives the call, and the caller's arrays may change before it is used
+            states = tuple([s.copy() for s in states])
+        shared = x is given or (not isinstance(given, (list, tuple)) and np.may_share_memory(x, given))
         x_copy = self._engines[0].empty(x.shape, x.dtype) if shared else None
-        new_states = tuple([np.empty_like(s) for s in states])
+        new_states = uninitialised(states)
         threads = config.get_num_threads()
         tape = Tape(self, batch, x.ndim, (*x.shape[:-1], self._output_width), states, threads)
         for k, engine in enumerate(self._engines):
@@ -285,7 +286,7 @@ class Layer(Inference):
             begins = window_begins(engine, batch, every)
             states = level.states
             for begin, end in zip(begins, [*begins[1:], batch.T], strict=True):
-                after = new_states if end == batch.T else tuple(np.empty_like(s) for s in states)
+                after = new_states if end == batch.T else uninitialised(states)
                 window = batch.window(begin, end)
                 engine.run_forward(window, level.packed, level.x, y, states, after, threads, None, x_copy)
                 level.checkpoints.append((begin, states))
@@ -369,15 +370,14 @@ class Layer(Inference):
             normal = np.finfo(self.dtype)  # denormal numbers are zero to the kernels
             clip = min(max(checks.greater_than_zero(clip_step, "clip_step"), float(normal.tiny)), float(normal.max))
         params = {name: self._engine_of[name].empty(value.shape, self.dtype) for name, value in self.params.items()}
-        gradients_of_states = tuple(np.empty_like(s) for s in tape._states)
+        gradients_of_states = uninitialised(tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
         threads = config.get_num_threads()
         for k, level in reversed(list(enumerate(tape._levels))):
             # Both directions add to dx.
             dx = self._empty(k, batch, level.x.shape, level.x.shape[-1], zero=self.num_directions == 2)
             before = None if dstates is None else self._states_of_layer(k, dstates)
-            passed = self._states_of_layer(k, gradients_of_states)
-            add = False
+            passed, add = self._states_of_layer(k, gradients_of_states), False
             for part, record in level.windows(batch, threads, back=True):
                 weights = self._weights_of(k, params)
                 level.engine.run_backward(
@@ -406,7 +406,7 @@ class Layer(Inference):
         if dx is not None:
             dx = checks.shaped_array(dx, "dx", (*tape._shape[:-1], self.input_size), self.dtype)
         tangents = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
-        new_tangents = tuple(np.empty_like(s) for s in tape._states)
+        new_tangents = uninitialised(tape._states)
         threads = config.get_num_threads()
         for k, level in enumerate(tape._levels):
             dy = self._empty(k, batch, tape._shape, self._output_width)

@@ -9,6 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 
+def uninitialised(states):
+    """States of the same shapes, for what a call will give."""
+    return tuple([np.empty(s.shape, s.dtype) for s in states])
+
+
 class Record(NamedTuple):
     """What one layer of the stack read and wrote, as its engine takes it: whole, or in a window of the batch."""
 
@@ -74,7 +79,7 @@ class Level:
         return rows
 
     def _run(self, batch, y, kept, states, threads, in_window=False):
-        end = tuple(np.empty_like(s) for s in states)
+        end = uninitialised(states)
         self.engine.run_forward(batch, self.packed, self.x, y, states, end, threads, kept, in_window=in_window)
 
 

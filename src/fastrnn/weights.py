@@ -18,6 +18,12 @@ class Weights(NamedTuple):
     p: np.ndarray | None = None  #: (3*H,), the peepholes of i, f, o
 
 
+def names_of(suffix):
+    """The names of the parameters of one direction of one level, in the order of Weights."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")
+    return [name + suffix for name in names]
+
+
 class Parameters(dict):
     """The parameters of a layer by name. The arrays are the layer's own: a change in place is seen by the next call,
     and to assign to a name copies the values into its array."""
