@@ -9,8 +9,8 @@
  * chosen lane by lane. There ln2 need not be in two parts: the larger n, the less the error of e counts. From half of
  * TANH_RANGE on the result is 1.
  *
- * logistic: 1 / (1 + e^-x), with 2^n p added to the smaller of 1 and 2^n, then the larger one: so the last addition is
- * the only one whose rounding counts.
+ * logistic: 1 / (1 + e^-x), with 2^n p added to the smaller of 1 and 2^n, then the larger one: so it is mostly the last
+ * addition whose rounding counts.
  *
  * All are within 2 ULP, and in float32 monotone; results below the smallest normal number are flushed to zero. */
 
