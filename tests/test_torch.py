@@ -102,8 +102,8 @@ def test_every_combination(kind, dtype, num_layers, bidirectional, bias, batch_f
 
 @pytest.mark.parametrize("kind", [*KINDS, ("LSTM", {"proj_size": 16})], ids=[*KIND_IDS, "lstm_projected_to_a_quarter"])
 def test_no_less_accurate_over_long_sequences(kind, rng):
-    """At T = 1024 in float32, from float64: at most 1.5 times PyTorch's own distance in the root mean square, and at most
-    twice where it is largest."""
+    """At T = 1024 in float32, from float64: at most 1.5 times PyTorch's own distance in the root mean square, and
+    at most twice where it is largest."""
     ours, theirs = pair(kind, 32, 64)
     x = rng.standard_normal((1024, 16, 32)).astype(np.float32)
     exact = getattr(fastrnn.reference, kind[0])(32, 64, dtype=np.float64, **kind[1])
