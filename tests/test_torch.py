@@ -100,22 +100,39 @@ def test_every_combination(kind, dtype, num_layers, bidirectional, bias, batch_f
         assert np.allclose(got[name], expected, rtol=RTOL, atol=ATOL), name
 
 
+def distances(kind, steps, batch, inputs, hidden, rng):
+    """How far float32 is from float64, by the names of `helpers.train`: ours over PyTorch's own, in the root mean
+    square and where each is farthest off."""
+    ours, theirs = pair(kind, inputs, hidden)
+    exact = getattr(fastrnn.reference, kind[0])(inputs, hidden, dtype=np.float64, **kind[1])
+    exact.load_state_dict(ours.state_dict())
+    x = rng.standard_normal((steps, batch, inputs)).astype(np.float32)
+    y, like = ours(x)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    zero = map_state(np.zeros_like, like)
+    want = train(exact, x, zero, None, dy, zero)
+    assert_meaningful(want)
+    results = train(ours, x, zero, None, dy, zero), train_torch(theirs, x, zero, dy, zero, None)
+    own, other = ({name: np.abs(a[name] - want[name]) for name in want} for a in results)
+    root = {name: np.sqrt(np.mean(own[name] ** 2) / np.mean(other[name] ** 2)) for name in want}
+    return root, {name: own[name].max() / other[name].max() for name in want}
+
+
 @pytest.mark.parametrize("kind", [*KINDS, ("LSTM", {"proj_size": 16})], ids=[*KIND_IDS, "lstm_projected_to_a_quarter"])
 def test_no_less_accurate_over_long_sequences(kind, rng):
-    """At T = 1024 in float32, from float64: at most 1.5 times PyTorch's own distance in the root mean square, and
-    at most twice where it is largest."""
-    ours, theirs = pair(kind, 32, 64)
-    x = rng.standard_normal((1024, 16, 32)).astype(np.float32)
-    exact = getattr(fastrnn.reference, kind[0])(32, 64, dtype=np.float64, **kind[1])
-    exact.load_state_dict(ours.state_dict())
-    want = exact(x)[0]
-    assert_meaningful({"y": want})
-    with torch.no_grad():
-        other = np.abs(theirs(torch.tensor(x))[0].numpy() - want)
-    own = np.abs(ours(x)[0] - want)
-    assert other.max() > 0
-    assert np.sqrt(np.mean(own**2)) <= 1.5 * np.sqrt(np.mean(other**2))
-    assert own.max() <= 2 * other.max()
+    """At T = 1024: outputs, also where they are farthest off, and every gradient."""
+    root, farthest = distances(kind, 1024, 16, 32, 64, rng)
+    assert root["y"] <= 1.5
+    assert farthest["y"] <= 2
+    assert max(root.values()) <= 2, root
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "proj_size" not in kind[1]])
+def test_no_less_accurate_with_many_units(kind, rng):
+    """Sums of 512 to 2,048 products: outputs, states and every gradient."""
+    root, farthest = distances(kind, 64, 8, 512, 512, rng)
+    assert max(root.values()) <= 1.5, root
+    assert max(farthest.values()) <= 2, farthest
 
 
 @both_dtypes

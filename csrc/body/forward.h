@@ -179,9 +179,8 @@ static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, 
             const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
             for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
-            tile_kernels[height - 1][vecs - 1](p->K, rows + row, 1, panels + packed_panel(p, j),
-                                               s.init + row * s.init_step + column, s.init_step,
-                                               s.out + row * s.step + column, s.step);
+            tile_product((int)height, vecs, p->K, p->slice, rows + row, 1, panels + packed_panel(p, j),
+                         s.init + row * s.init_step + column, s.init_step, s.out + row * s.step + column, s.step);
             for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
                 const vec b = v_load(s.init + column + n);
                 for (int64_t r = row; r < row + height; ++r) v_store(s.out + r * s.step + column + n, b);
@@ -244,8 +243,8 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                     fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
-                tile_kernels[point.rows - 1][vecs - 1](p->K, from, 1, c->packed + stage->R + packed_panel(p, j), init,
-                                                       stage->x.gates > 0 ? f->step : 0, out, f->step);
+                tile_product(point.rows, vecs, p->K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
+                             stage->x.gates > 0 ? f->step : 0, out, f->step);
             }
             if (i == 1 && f->projected) {
                 project_forward(&point);

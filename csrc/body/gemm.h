@@ -4,9 +4,9 @@
  * holds up to TILE_VECS vectors of columns side by side, for every k in turn, so the micro-kernel reads it as one
  * stream. A tile is up to TILE_ROWS rows by one panel; its sums stay in registers for the whole of k.
  *
- * Every element is one chain of fused multiply-adds in the order of k, from its initial value on, whatever the tile:
- * this is why results do not depend on the batch, the threads or the width of a vector. (An instruction set without
- * fused ones rounds twice, and has bits of its own.) */
+ * Every element is a chain of fused multiply-adds in the order of k for each slice of k, added to its initial value one
+ * after the other, whatever the tile: this is why results do not depend on the batch, the threads or the width of a
+ * vector. (An instruction set without fused ones rounds twice, and has bits of its own.) */
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -40,10 +40,14 @@ INLINE int64_t column_step(int64_t H) {
     return H < line ? H : divide_up(H, line) * line;
 }
 
+/* What rounding leaves of a sum grows with the root of its length: k is taken in equal slices of at most so many. */
+enum { SLICE = 256 };
+INLINE int64_t slice_of(int64_t K, int64_t longest) { return divide_up(K, most(1, divide_up(K, longest))); }
+
 /* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j +
  * 1)), column by column. Of the columns, `gates` have weights, for each k in turn. */
 typedef struct {
-    int64_t units, K;
+    int64_t units, K, slice;
     int64_t vectors, panels; /* vectors of units, and panels they are shared out to */
     split shares;
     int columns, gates;
@@ -51,7 +55,7 @@ typedef struct {
 } packing;
 
 INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
-    packing p = {.units = units, .K = K, .columns = columns, .gates = gates};
+    packing p = {.units = units, .K = K, .slice = slice_of(K, SLICE), .columns = columns, .gates = gates};
     p.vectors = divide_up(units, VL);
     p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
     p.shares = split_of(p.vectors, p.panels);
@@ -240,6 +244,28 @@ TILE_KERNELS(6)
 #define TILE_ENTRIES(rows) {TILE_ENTRY(rows, 1), TILE_ENTRY(rows, 2), TILE_ENTRY(rows, 3), TILE_ENTRY(rows, 4)}
 static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {TILE_ENTRIES(1), TILE_ENTRIES(2), TILE_ENTRIES(3),
                                                                 TILE_ENTRIES(4), TILE_ENTRIES(5), TILE_ENTRIES(6)};
+
+/* A tile of a product in one slice, or slice by slice. */
+static void sliced_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
+                           const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+    for (int64_t k = 0; k < K; k += slice) {
+        const real *at[TILE_ROWS];
+        for (int r = 0; r < rows; ++r) at[r] = row[r] + k * stride;
+        tile_kernels[rows - 1][vecs - 1](least(K - k, slice), at, stride, panel + k * vecs * VL, init, init_step, out,
+                                         out_step);
+        init = out;
+        init_step = out_step;
+    }
+}
+
+INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
+                         const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+    if (K <= slice) {
+        tile_kernels[rows - 1][vecs - 1](K, row, stride, panel, init, init_step, out, out_step);
+    } else {
+        sliced_product(rows, vecs, K, slice, row, stride, panel, init, init_step, out, out_step);
+    }
+}
 
 /* `count` rows are covered by tiles of nearly equal height. */
 INLINE split tiles_of(const packing *p, int64_t count) { return split_of(count, divide_up(count, p->rows)); }

@@ -15,18 +15,18 @@ typedef struct {
 static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(&sum->p, sum->count).parts; }
 
 /* A tile of a product written, or added, to the first n columns of rows that may lie anywhere: by the micro-kernel
- * itself where they are whole vectors, one step apart. */
-static void put_product(int height, int vecs, int64_t K, const real *const *rows, int64_t stride, const real *panel,
-                        real *const *out, int64_t n, int add) {
+ * itself where they are whole vectors, one step apart, unless slices would be added one by one. */
+static void put_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
+                        const real *panel, real *const *out, int64_t n, int add) {
     const int64_t step = height > 1 ? out[1] - out[0] : 0;
-    int whole = n >= vecs * VL;
+    int whole = n >= vecs * VL && (!add || K <= slice);
     for (int r = 1; r < height; ++r) whole &= out[r] - out[r - 1] == step;
     if (whole) {
-        tile_kernels[height - 1][vecs - 1](K, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step);
+        tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step);
         return;
     }
     _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-    tile_kernels[height - 1][vecs - 1](K, rows, stride, panel, zeros, 0, tile, vecs * VL);
+    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL);
     for (int r = 0; r < height; ++r) put_tile(tile + r * vecs * VL, 1, vecs, out[r], 0, n, add);
 }
 
@@ -61,7 +61,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
             for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
                 fetch_ahead(sum->rows[r] + sum->column + next_column, next_units); /* of the next panel */
             }
-            put_product(height, vecs, rows, columns, step, c->panel, out, n, add);
+            put_product(height, vecs, rows, rows, columns, step, c->panel, out, n, add);
         }
     }
 }
@@ -97,16 +97,28 @@ static int row_sums_of(const reverse_call *c, const reverse_direction *v, const 
     return n;
 }
 
-/* out (+)= sum over the block's rows of delta [times other], n reals from `column` on. */
+/* out (+)= sum over the block's rows of delta [times other], n reals from `column` on. Rows are dealt out to PARTS
+ * sums, which are then added two by two: they do not wait for each other, and are shorter to round. */
 static void sum_vectors(const reverse_call *c, const real *delta, int64_t column, real *const *other, int64_t at,
                         int64_t rows, int64_t n, int add, real *const out[2]) {
-    vec sum = v_set1(0);
-    for (int64_t row = 0; row < rows; ++row) {
-        const vec d = load_upto(delta + row * c->shape.step + column, n);
-        sum = other ? v_fma(d, load_upto(other[row] + at, n), sum) : v_add(sum, d);
+    enum { PARTS = 8 };
+    const int64_t step = c->shape.step;
+    vec sum[PARTS];
+    UNROLL for (int i = 0; i < PARTS; ++i) sum[i] = v_set1(0);
+    delta += column;
+    for (int64_t row = 0; row < rows; row += PARTS) {
+        const int64_t left = rows - row;
+        UNROLL for (int i = 0; i < PARTS; ++i, delta += step) {
+            if (i >= left) break;
+            const vec d = load_upto(delta, n);
+            sum[i] = other ? v_fma(d, load_upto(other[row + i] + at, n), sum[i]) : v_add(sum[i], d);
+        }
+    }
+    for (int half = PARTS / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) sum[i] = v_add(sum[i], sum[i + half]);
     }
     for (int b = 0; b < 2; ++b) {
-        if (out[b]) store_upto(out[b], add ? v_add(load_upto(out[b], n), sum) : sum, n);
+        if (out[b]) store_upto(out[b], add ? v_add(load_upto(out[b], n), sum[0]) : sum[0], n);
     }
 }
 
@@ -160,11 +172,11 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
                 fetch_ahead(out[r], vecs * VL);
             }
             if (f == IDENTITY) {
-                put_product(height, vecs, W->K, rows, 1, panel, out, n, add);
+                put_product(height, vecs, W->K, W->slice, rows, 1, panel, out, n, add);
                 continue;
             }
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            tile_kernels[height - 1][vecs - 1](W->K, rows, 1, panel, zeros, 0, tile, vecs * VL);
+            tile_product(height, vecs, W->K, W->slice, rows, 1, panel, zeros, 0, tile, vecs * VL);
             for (int r = 0; r < height; ++r) {
                 real *row = tile + r * vecs * VL;
                 for (int u = 0; u < vecs; ++u) {

@@ -49,6 +49,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
         f.size += (int64_t)packed_size(&f.stage[1].p);
     }
     f.W = packing_of(I, 1, 1, s->x * H);
+    f.W.slice = slice_of(f.W.K, SLICE / 2); /* dx is one such sum, and nothing else hides what it loses */
     f.W_at = f.size;
     f.p_at = f.W_at + (int64_t)packed_size(&f.W);
     f.p_step = divide_up(H, VL) * VL;
@@ -218,8 +219,8 @@ INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, in
     const int vecs = panel_vectors(&stage->p, j);
     const real *rows[TILE_ROWS];
     for (int r = 0; r < height; ++r) rows[r] = deltas + (p + r) * c->shape.step + stage->delta;
-    tile_kernels[height - 1][vecs - 1](stage->p.K, rows, 1, v->packed + stage->packed + packed_panel(&stage->p, j),
-                                       zeros, 0, tile, vecs * VL);
+    tile_product(height, vecs, stage->p.K, stage->p.slice, rows, 1,
+                 v->packed + stage->packed + packed_panel(&stage->p, j), zeros, 0, tile, vecs * VL);
 }
 
 /* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the
