@@ -180,7 +180,8 @@ static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, 
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
             for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
             tile_product((int)height, vecs, p->K, p->slice, rows + row, 1, panels + packed_panel(p, j),
-                         s.init + row * s.init_step + column, s.init_step, s.out + row * s.step + column, s.step);
+                         s.init + row * s.init_step + column, s.init_step, s.out + row * s.step + column, s.step,
+                         p->far ? next_lines(p, panels, j, from, to, 0, i) : NULL);
             for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
                 const vec b = v_load(s.init + column + n);
                 for (int64_t r = row; r < row + height; ++r) v_store(s.out + r * s.step + column + n, b);
@@ -209,6 +210,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
     const split tiles = tiles_of(p, rows);
+    const int far = p->far;
     forward_point point = {
         .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
@@ -244,7 +246,8 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_product(point.rows, vecs, p->K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
-                             stage->x.gates > 0 ? f->step : 0, out, f->step);
+                             stage->x.gates > 0 ? f->step : 0, out, f->step,
+                             far ? next_lines(p, c->packed + stage->R, n, c->from[i], c->to[i], t, m) : NULL);
             }
             if (i == 1 && f->projected) {
                 project_forward(&point);

@@ -25,24 +25,21 @@ INLINE int64_t part(int64_t i, int64_t parts, int64_t total) {
     return split_at(&s, i);
 }
 
-enum { LINE_BYTES = 64 }; /* of a cache */
+enum { LINE_BYTES = 64, LINE = LINE_BYTES / (int)sizeof(real) }; /* of a cache, and the reals in it */
 
 /* From row to row of n reals: an odd number of cache lines, so that those of a column do not fall into few sets of a
  * cache. */
-INLINE int64_t row_step(int64_t n) {
-    const int64_t line = LINE_BYTES / (int64_t)sizeof(real);
-    return (divide_up(n, line) | 1) * line;
-}
+INLINE int64_t row_step(int64_t n) { return (divide_up(n, LINE) | 1) * LINE; }
 
 /* From one column of a step's record to the next: H, and from a cache line on whole lines. */
-INLINE int64_t column_step(int64_t H) {
-    const int64_t line = LINE_BYTES / (int64_t)sizeof(real);
-    return H < line ? H : divide_up(H, line) * line;
-}
+INLINE int64_t column_step(int64_t H) { return H < LINE ? H : divide_up(H, LINE) * LINE; }
 
 /* What rounding leaves of a sum grows with the root of its length: k is taken in equal slices of at most so many. */
 enum { SLICE = 256 };
 INLINE int64_t slice_of(int64_t K, int64_t longest) { return divide_up(K, most(1, divide_up(K, longest))); }
+
+/* Bytes of packed weights that are far at least, and of each panel at most. */
+enum { FAR_WEIGHTS = 4 << 20, FAR_PANEL = 1 << 18 };
 
 /* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j +
  * 1)), column by column. Of the columns, `gates` have weights, for each k in turn. */
@@ -52,17 +49,9 @@ typedef struct {
     split shares;
     int columns, gates;
     int rows; /* of a tile, at most */
+    int far;  /* too large for the second-level cache, which holds two panels though */
 } packing;
 
-INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
-    packing p = {.units = units, .K = K, .slice = slice_of(K, SLICE), .columns = columns, .gates = gates};
-    p.vectors = divide_up(units, VL);
-    p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
-    p.shares = split_of(p.vectors, p.panels);
-    const int64_t widest = gates * (p.shares.each + (p.shares.larger > 0));
-    p.rows = (int)least(TILE_ROWS, TILE_SUMS / most(1, widest));
-    return p;
-}
 INLINE int64_t first_vector(const packing *p, int64_t panel) { return split_at(&p->shares, panel); }
 INLINE int panel_vectors(const packing *p, int64_t panel) {
     return (int)(first_vector(p, panel + 1) - first_vector(p, panel));
@@ -85,9 +74,21 @@ INLINE int64_t packed_width(const packing *p) {
 }
 /* The packed weights, and where a panel's begin. */
 INLINE int64_t packed_panel(const packing *p, int64_t panel) { return first_vector(p, panel) * p->gates * VL * p->K; }
+INLINE int64_t panel_size(const packing *p, int64_t panel) { return column_vectors(p, panel, p->gates) * VL * p->K; }
 INLINE size_t packed_size(const packing *p) {
     const int64_t last = p->panels - 1;
-    return last < 0 ? 0 : (size_t)(packed_panel(p, last) + column_vectors(p, last, p->gates) * VL * p->K);
+    return last < 0 ? 0 : (size_t)(packed_panel(p, last) + panel_size(p, last));
+}
+
+INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
+    packing p = {.units = units, .K = K, .slice = slice_of(K, SLICE), .columns = columns, .gates = gates};
+    p.vectors = divide_up(units, VL);
+    p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
+    p.shares = split_of(p.vectors, p.panels);
+    const int64_t widest = gates * (p.shares.each + (p.shares.larger > 0));
+    p.rows = (int)least(TILE_ROWS, TILE_SUMS / most(1, widest));
+    p.far = packed_size(&p) * sizeof(real) >= FAR_WEIGHTS && (size_t)(widest * VL * K) * sizeof(real) <= FAR_PANEL;
+    return p;
 }
 
 INLINE vec load_upto(const real *p, int64_t n) { return n >= VL ? v_load(p) : v_load_n(p, n); }
@@ -121,17 +122,16 @@ INLINE void transpose(vec *row) {
 /* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart.
  * They come to the second-level cache: the first one is full of the panel that streams through it. */
 INLINE void fetch_ahead(const real *p, int64_t n) {
-    for (int64_t i = 0; i < n; i += LINE_BYTES / (int64_t)sizeof(real)) __builtin_prefetch(p + i, 0, 2);
+    for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(p + i, 0, 2);
 }
 enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
 
-/* From so many bytes on, copies for the tape, and packed weights, are written past the caches, for to fetch lines that
+/* From so many bytes on, copies for the tape are written past the caches, and far weights too, for to fetch lines that
  * are then overwritten is half of what it costs. Such writes may come late: a fence ends a worker's part of a call. */
-enum { STREAMED_COPY = 1 << 20, STREAMED_WEIGHTS = 4 << 20 };
+enum { STREAMED_COPY = 1 << 20 };
 
 INLINE int streams(const packing *p, const real *packed) {
-    return packed_size(p) * sizeof(real) >= STREAMED_WEIGHTS && p->units % VL == 0 &&
-           (uintptr_t)packed % LINE_BYTES == 0;
+    return packed_size(p) * sizeof(real) >= FAR_WEIGHTS && p->units % VL == 0 && (uintptr_t)packed % LINE_BYTES == 0;
 }
 INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
     if (stream) {
@@ -200,9 +200,11 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
- * The sum begins at zero, so that it is rounded to its own size and not to that of init. */
-INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *const *row, int64_t stride,
-                      const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+ * The sum begins at zero, so that it is rounded to its own size and not to that of init. If it `fetches`, it asks for
+ * one line of `ahead` for each k. */
+INLINE void tile_body(const int rows, const int vecs, const int fetches, int64_t K, const real *const *row,
+                      int64_t stride, const real *panel, const real *init, int64_t init_step, real *out,
+                      int64_t out_step, const real *ahead) {
     vec sum[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS];
     UNROLL for (int r = 0; r < rows; ++r) {
@@ -210,6 +212,7 @@ INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *con
         UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0);
     }
     for (int64_t k = 0; k < K; ++k, panel += vecs * VL) {
+        if (fetches) fetch_ahead(ahead + k * LINE, LINE);
         vec w[TILE_VECS];
         UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
         UNROLL for (int r = 0; r < rows; ++r) {
@@ -225,14 +228,16 @@ INLINE void tile_body(const int rows, const int vecs, int64_t K, const real *con
 }
 
 typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, const real *panel, const real *init,
-                         int64_t init_step, real *out, int64_t out_step);
+                         int64_t init_step, real *out, int64_t out_step, const real *ahead);
 
-#define TILE_KERNEL(rows, vecs)                                                                                        \
-    static void tile_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,             \
-                                     const real *init, int64_t init_step, real *out, int64_t out_step) {               \
-        tile_body(rows, vecs, K, row, stride, panel, init, init_step, out, out_step);                                  \
+#define TILE_KERNEL(name, fetches, rows, vecs)                                                                         \
+    static void name##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,              \
+                                    const real *init, int64_t init_step, real *out, int64_t out_step,                  \
+                                    const real *ahead) {                                                               \
+        tile_body(rows, vecs, fetches, K, row, stride, panel, init, init_step, out, out_step, ahead);                  \
     }
-#define TILE_KERNELS(rows) TILE_KERNEL(rows, 1) TILE_KERNEL(rows, 2) TILE_KERNEL(rows, 3) TILE_KERNEL(rows, 4)
+#define TILE_ROW(rows, vecs) TILE_KERNEL(tile_, 0, rows, vecs) TILE_KERNEL(fetching_tile_, 1, rows, vecs)
+#define TILE_KERNELS(rows) TILE_ROW(rows, 1) TILE_ROW(rows, 2) TILE_ROW(rows, 3) TILE_ROW(rows, 4)
 TILE_KERNELS(1)
 TILE_KERNELS(2)
 TILE_KERNELS(3)
@@ -240,31 +245,53 @@ TILE_KERNELS(4)
 TILE_KERNELS(5)
 TILE_KERNELS(6)
 
-#define TILE_ENTRY(rows, vecs) (rows) * (vecs) <= TILE_SUMS ? tile_##rows##x##vecs : NULL
-#define TILE_ENTRIES(rows) {TILE_ENTRY(rows, 1), TILE_ENTRY(rows, 2), TILE_ENTRY(rows, 3), TILE_ENTRY(rows, 4)}
-static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = {TILE_ENTRIES(1), TILE_ENTRIES(2), TILE_ENTRIES(3),
-                                                                TILE_ENTRIES(4), TILE_ENTRIES(5), TILE_ENTRIES(6)};
+#define TILE_ENTRY(name, rows, vecs) (rows) * (vecs) <= TILE_SUMS ? name##rows##x##vecs : NULL
+#define TILE_ENTRIES(name, rows)                                                                                       \
+    {TILE_ENTRY(name, rows, 1), TILE_ENTRY(name, rows, 2), TILE_ENTRY(name, rows, 3), TILE_ENTRY(name, rows, 4)}
+#define TILE_TABLE(name)                                                                                               \
+    {TILE_ENTRIES(name, 1), TILE_ENTRIES(name, 2), TILE_ENTRIES(name, 3),                                              \
+     TILE_ENTRIES(name, 4), TILE_ENTRIES(name, 5), TILE_ENTRIES(name, 6)}
+static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(tile_);
+static tile_kernel *const fetching_tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(fetching_tile_);
 
 /* A tile of a product in one slice, or slice by slice. */
 static void sliced_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
-                           const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+                           const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
+                           const real *ahead) {
     for (int64_t k = 0; k < K; k += slice) {
+        const int64_t count = least(K - k, slice);
         const real *at[TILE_ROWS];
         for (int r = 0; r < rows; ++r) at[r] = row[r] + k * stride;
-        tile_kernels[rows - 1][vecs - 1](least(K - k, slice), at, stride, panel + k * vecs * VL, init, init_step, out,
-                                         out_step);
+        if (ahead) {
+            fetching_tile_kernels[rows - 1][vecs - 1](count, at, stride, panel, init, init_step, out, out_step, ahead);
+            ahead += count * LINE;
+        } else {
+            tile_kernels[rows - 1][vecs - 1](count, at, stride, panel, init, init_step, out, out_step, NULL);
+        }
+        panel += count * vecs * VL;
         init = out;
         init_step = out_step;
     }
 }
 
 INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
-                         const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step) {
+                         const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
+                         const real *ahead) {
     if (K <= slice) {
-        tile_kernels[rows - 1][vecs - 1](K, row, stride, panel, init, init_step, out, out_step);
+        tile_kernels[rows - 1][vecs - 1](K, row, stride, panel, init, init_step, out, out_step, NULL);
     } else {
-        sliced_product(rows, vecs, K, slice, row, stride, panel, init, init_step, out, out_step);
+        sliced_product(rows, vecs, K, slice, row, stride, panel, init, init_step, out, out_step, ahead);
     }
+}
+
+/* Far weights come through the second-level cache panel by panel, and the first tile of a panel would wait for them:
+ * each tile of the one before, the n-th of those taken to and fro, asks for some of its lines, one for each k, until all
+ * are on their way. */
+INLINE const real *next_lines(const packing *p, const real *packed, int64_t n, int64_t from, int64_t to, int64_t step,
+                              int64_t tile) {
+    if (n + 1 == to) return NULL;
+    const int64_t j = to_and_fro(n + 1, from, to, step), at = tile * p->K * LINE;
+    return at < panel_size(p, j) ? packed + packed_panel(p, j) + at : NULL;
 }
 
 /* `count` rows are covered by tiles of nearly equal height. */

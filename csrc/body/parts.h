@@ -27,7 +27,8 @@ static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             const int vecs = panel_vectors(&p, j);
             const int64_t column = first_vector(&p, j) * VL;
-            tile_product(height, vecs, K, p.slice, rows, 1, packed + packed_panel(&p, j), zeros, 0, tile, vecs * VL);
+            tile_product(height, vecs, K, p.slice, rows, 1, packed + packed_panel(&p, j), zeros, 0, tile, vecs * VL,
+                         NULL);
             put_tile(tile, height, vecs, (real *)c + m * N + column, N, N - column, 0);
         }
     }

@@ -22,11 +22,12 @@ static void put_product(int height, int vecs, int64_t K, int64_t slice, const re
     int whole = n >= vecs * VL && (!add || K <= slice);
     for (int r = 1; r < height; ++r) whole &= out[r] - out[r - 1] == step;
     if (whole) {
-        tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step);
+        tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step,
+                     NULL);
         return;
     }
     _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL);
+    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL, NULL);
     for (int r = 0; r < height; ++r) put_tile(tile + r * vecs * VL, 1, vecs, out[r], 0, n, add);
 }
 
@@ -176,7 +177,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
                 continue;
             }
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            tile_product(height, vecs, W->K, W->slice, rows, 1, panel, zeros, 0, tile, vecs * VL);
+            tile_product(height, vecs, W->K, W->slice, rows, 1, panel, zeros, 0, tile, vecs * VL, NULL);
             for (int r = 0; r < height; ++r) {
                 real *row = tile + r * vecs * VL;
                 for (int u = 0; u < vecs; ++u) {

@@ -214,13 +214,13 @@ static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
 /* dh of a stage for positions [p, p + height), panel j, from rows of deltas by position; zero if nothing is
  * multiplied. */
 INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, int64_t p, int height, int64_t j,
-                    const real *deltas, real *tile) {
+                    const real *deltas, real *tile, const real *ahead) {
     const reverse_stage *stage = &c->shape.stage[i];
     const int vecs = panel_vectors(&stage->p, j);
     const real *rows[TILE_ROWS];
     for (int r = 0; r < height; ++r) rows[r] = deltas + (p + r) * c->shape.step + stage->delta;
     tile_product(height, vecs, stage->p.K, stage->p.slice, rows, 1,
-                 v->packed + stage->packed + packed_panel(&stage->p, j), zeros, 0, tile, vecs * VL);
+                 v->packed + stage->packed + packed_panel(&stage->p, j), zeros, 0, tile, vecs * VL, ahead);
 }
 
 /* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the
@@ -271,7 +271,8 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
             fetch_recorded(f, &point);
             if (deltas) {
-                dh_tile(c, i, v, p, point.rows, j, deltas, tile);
+                dh_tile(c, i, v, p, point.rows, j, deltas, tile,
+                        stage->far ? next_lines(stage, v->packed + f->stage[i].packed, n, first, end, t, m) : NULL);
                 if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
             } else {
                 for (int r = 0; r < point.rows; ++r) {
@@ -384,7 +385,7 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
                 point.rows = returns ? (int)least(units->rows, least(active, s->end) - p) : 1;
                 point.direct = v->direct_rows + p;
                 if (returns && i == 0) {
-                    dh_tile(c, 0, v, p, point.rows, j, v->carry, tile);
+                    dh_tile(c, 0, v, p, point.rows, j, v->carry, tile, NULL);
                     for (int r = 0; cell->direct && cell->c == NONE && r < point.rows; ++r) {
                         for (int u = 0; u < point.vecs; ++u) {
                             real *dh = tile + (r * point.vecs + u) * VL;
