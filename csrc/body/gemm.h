@@ -285,8 +285,8 @@ INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const rea
 }
 
 /* Far weights come through the second-level cache panel by panel, and the first tile of a panel would wait for them:
- * each tile of the one before, the n-th of those taken to and fro, asks for some of its lines, one for each k, until all
- * are on their way. */
+ * each tile of the one before, the n-th of those taken to and fro, asks for some of its lines, one for each k, until
+ * all are on their way. */
 INLINE const real *next_lines(const packing *p, const real *packed, int64_t n, int64_t from, int64_t to, int64_t step,
                               int64_t tile) {
     if (n + 1 == to) return NULL;
