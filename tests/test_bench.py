@@ -159,6 +159,7 @@ def result(cell="rnn", shape=(100, 32, 128, 128), name="forward", ours=2e-3, fra
         "threads": 1,
         "pass": name,
         "flops": 2e8,
+        "peak": {"median": 9e10},
         "seconds": {"fastrnn": {"median": ours}},
         "ratio": {key.replace("_", " "): {"median": value} for key, value in ratios.items()},
         "fraction_of_limit": {"median": fraction},
@@ -206,6 +207,7 @@ class TestReport:
     def test_what_the_table_says(self):
         text = report.markdown(FIGURES, report._rows("", FIGURES))
         assert "Abacus, beads, float32; fastrnn 1, NumPy 2." in text
+        assert "- 1 thread: peak 100 GFLOP/s before the points, 90 beside them; reads, GB/s: L1 200\n" in text
         assert (
             "## Behind the best peer: 1 of 4 points\n\n- gru 1x1x64x64, step, 1 thread: PyTorch cell takes 0.75" in text
         )
@@ -218,6 +220,10 @@ class TestReport:
             "| rnn | forward | 1 | 100x32x128x128 | 2.000 ms | 100.0 | 80% | 4.00 | 2.00 | PyTorch | 2.00 |\n" in text
         )
         assert "| rnn | forward | 1 | 100x32x128x128 | 1.50 | 3.00 | 15.00 |" in text  # of the times without denormals
+
+    def test_stopped_before_the_points_of_a_thread_count(self):
+        figures = FIGURES | {"roofline": [*FIGURES["roofline"], {"threads": 2, "peak": 2e11, "bandwidth": {}}]}
+        assert "- 2 threads: peak 200 GFLOP/s before the points; " in report.markdown(figures, report._rows("", figures))
 
     def test_frozen_weights_are_compared_beside(self):
         figures = FIGURES | {"results": [result(fastrnn_frozen=0.8, pytorch=0.9), result(numpy=1.5)]}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .common import CELLS, CliError, duration, require
@@ -34,6 +35,8 @@ class Row:
     threads: int
     seconds: float
     flops: float
+    peak: float
+    """FLOPs per second, of the multiply-add units, measured beside it."""
     fraction: float
     """Of the limit."""
     ratios: dict[str, float]
@@ -119,6 +122,7 @@ def _rows(path: Path, figures: dict[str, Any]) -> list[Row]:
                 threads=result["threads"],
                 seconds=result["seconds"]["fastrnn"]["median"],
                 flops=result["flops"],
+                peak=result["peak"]["median"],
                 fraction=result["fraction_of_limit"]["median"],
                 ratios={name: ratio["median"] for name, ratio in result["ratio"].items()},
             )
@@ -137,17 +141,21 @@ def _rows(path: Path, figures: dict[str, Any]) -> list[Row]:
 
 def markdown(figures: dict[str, Any], rows: Sequence[Row]) -> str:
     """The whole report."""
-    return "\n".join([*_heading(figures), *_behind(rows), *_means(rows), *_tables(rows)]) + "\n"
+    return "\n".join([*_heading(figures, rows), *_behind(rows), *_means(rows), *_tables(rows)]) + "\n"
 
 
-def _heading(figures: dict[str, Any]) -> Iterator[str]:
+def _heading(figures: dict[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     yield "# fastrnn bench"
     yield ""
     yield f"{_machine(figures)}. Medians of up to {figures['repeat']} interleaved repeats."
     yield ""
     for rates in figures["roofline"]:
         bandwidth = ", ".join(f"{name} {value / 1e9:.0f}" for name, value in rates["bandwidth"].items())
-        yield f"- {_threads(rates['threads'])}: peak {rates['peak'] / 1e9:.0f} GFLOP/s; reads, GB/s: {bandwidth}"
+        beside = [row.peak for row in rows if row.threads == rates["threads"]]
+        peak = f"peak {rates['peak'] / 1e9:.0f} GFLOP/s before the points"
+        if beside:  # a run may have been stopped before them
+            peak += f", {median(beside) / 1e9:.0f} beside them"
+        yield f"- {_threads(rates['threads'])}: {peak}; reads, GB/s: {bandwidth}"
     yield ""
     yield "A ratio is another library's time divided by ours: below 1 we are behind. Our time has the packing of the"
     yield "weights in it, except in single steps; `fastrnn frozen` is `layer.frozen()`, which has packed them before."
