@@ -109,7 +109,7 @@ def draw_integers(rng, *shape):
     return rng.integers(-2, 3, shape)
 
 
-# The last one's packed weights are large enough to be written past the caches.
+# The weights of the last one are far: written past the caches, and their panels asked for ahead.
 SHAPES = [
     Shape(5, 3, 4, 8, 1, 1),
     Shape(5, 33, 19, 67, 1, 1),
