@@ -122,7 +122,8 @@ def distances(kind, steps, batch, inputs, hidden, rng):
 def test_no_less_accurate_over_long_sequences(kind, rng):
     """At T = 1024: outputs, also where they are farthest off, and every gradient."""
     root, farthest = distances(kind, 1024, 16, 32, 64, rng)
-    assert root["y"] <= 1.5
+    # PyTorch sums a projection to very few outputs in lanes.
+    assert root["y"] <= (1.5 if kind[1].get("proj_size") == 4 else 1.25)
     assert farthest["y"] <= 2
     assert max(root.values()) <= 2, root
 

@@ -210,7 +210,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
     const split tiles = tiles_of(p, rows);
-    const int far = p->far;
+    const int far = p->far; /* asked for once: in the loop it takes 1 % more instructions with one sequence */
     forward_point point = {
         .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
