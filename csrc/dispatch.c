@@ -86,7 +86,7 @@ typedef struct {
 static void work_flushed(void *argument, const frnn_worker *worker) {
     const flushed_work *f = argument;
     const uint64_t before = flush_denormals();
-    if (worker->id == 0) f->job->fp_mode = before;
+    if (worker->caller) f->job->fp_mode = before;
     f->work(f->job, worker);
     atomic_thread_fence(memory_order_seq_cst); /* for stores past the caches, which other orderings let pass */
     restore(before);

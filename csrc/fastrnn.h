@@ -150,9 +150,9 @@ typedef struct {
 frnn_status frnn_backward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                           const frnn_backward_args *args);
 
-/* Backward sums gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin where a
- * chunk does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin; -1: the
- * layer is invalid or not recurrent. */
+/* Backward adds to the gradients chunk by chunk, from the end. Windows that are to give the bits of one call begin
+ * where a chunk does: at 0, at T, or where the chunk begins that ends before step `end`, itself 0, T or a begin; -1:
+ * the layer is invalid or not recurrent. */
 int64_t frnn_chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end);
 
 /* The parts, for tests: out = function(in), elementwise, n reals; and c (M, N) = a (M, K) b (K, N), whose workspace is

@@ -18,13 +18,14 @@ typedef struct {
     void *packed;
     const frnn_interrupt *interrupt;
     atomic_int stopped, leaving[FRNN_GROUPS];
-    /* Worker 0's, on a cache line that the others do not read: */
+    /* The caller's, on a cache line that the others do not read: */
     _Alignas(64) double macs; /* multiply-adds since it last looked at the clock; */
     double asked;             /* when it last asked whether to stop, or 0; */
     uint64_t fp_mode;         /* the floating-point mode of the caller, whose thread it runs on */
 } frnn_job;
 
-/* For worker 0 of a call: should it end? Its interrupt is asked now and then, in the caller's floating-point mode. */
+/* For the caller's worker: should the call end? The interrupt is asked now and then, in the caller's floating-point
+ * mode. */
 int frnn_asks(frnn_job *job);
 
 /* A pass over a layer's steps. Sizes are in bytes. */

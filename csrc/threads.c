@@ -161,7 +161,7 @@ static void team_spread(int size) {
 
 /* One worker's part of the job. How fast the workers meet depends on which processors they run on, and those change. */
 static void team_work(int id) {
-    const frnn_worker worker = {id, team.size, !team.spins, team.meeting};
+    const frnn_worker worker = {id, team.size, FRNN_ALL, id == 0, !team.spins, team.meeting};
     team.work(team.argument, &worker);
     if (!team.measures) return;
     double fastest = HUGE_VAL; /* of some rounds, for a worker may still sleep, or lose its processor meanwhile */
@@ -201,7 +201,7 @@ static void team_grow(int threads) {
 }
 
 void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
-    const frnn_worker alone = {.size = 1};
+    const frnn_worker alone = {.size = 1, .caller = 1};
     if (threads > 1) team_ready();
     if (threads <= 1 || pthread_mutex_trylock(&team.busy) != 0) {
         work(argument, &alone);

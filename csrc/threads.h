@@ -3,13 +3,15 @@
 #ifndef FRNN_THREADS_H
 #define FRNN_THREADS_H
 
-/* Groups of workers that meet at barriers of their own: all of them, or one of the gangs. */
+/* Groups of workers that meet at barriers of their own: all of them, and gangs. Those that group g is divided into are
+ * 2g + 1 and 2g + 2. */
 #define FRNN_ALL 0
-#define FRNN_GANG 1
-#define FRNN_GROUPS 3
+#define FRNN_GROUPS 7
 
 typedef struct {
-    int id, size;   /* worker id of size */
+    int id, size;   /* worker id of size, */
+    int group;      /* in this group */
+    int caller;     /* does it run on the thread that called? */
     int crowded;    /* are there more workers than processors, so that they take turns? */
     double meeting; /* nanoseconds that a barrier takes for each of its members: measured now and then */
 } frnn_worker;

@@ -33,7 +33,7 @@ WITH_STATE = [row for row in ROWS if row.parts]
 with_state = pytest.mark.parametrize("row", WITH_STATE, ids=lambda row: row.id)
 
 # Backward sums up to 256 rows at a time, so these have several windows to cut: steps, batch, inputs, hidden.
-DIMS = [(50, 23, 5, 7), (600, 1, 3, 9), (9, 70, 11, 18)]
+DIMS = [(80, 23, 5, 7), (600, 1, 3, 9), (9, 70, 11, 18), (500, 18, 3, 4)]
 
 
 def draw(row, backend, rng, dims, num_layers=1, dtype=np.float64, **options):

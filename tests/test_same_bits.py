@@ -32,14 +32,15 @@ from fastrnn import _core
 
 Shape = namedtuple("Shape", "steps batch inputs hidden layers directions")
 
-# Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, and two directions of
-# several chunks, each with threads of its own.
+# Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, two directions of
+# several chunks, each with threads of its own, and steps enough for backward to take the sequences in two shards.
 SHAPES = [
     Shape(23, 33, 19, 37, 1, 1),
     Shape(60, 1, 24, 130, 1, 1),
     Shape(17, 6, 11, 21, 2, 2),
     Shape(9, 64, 129, 128, 1, 1),
     Shape(600, 7, 64, 96, 1, 2),
+    Shape(300, 19, 21, 24, 1, 2),
 ]
 
 
@@ -131,11 +132,12 @@ def test_a_sequence_in_any_batch(isa, dtype, row, shape, threads, rng):
 
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("directions", [1, 2])
-def test_padded_and_ragged(isa, dtype, row, directions, threads, rng):
+@pytest.mark.parametrize("times", [1, 20])
+def test_padded_and_ragged(isa, dtype, row, directions, times, threads, rng):
     """NaN in the padding, zeros in it, more of it, and none at all: outputs, states and all gradients."""
-    shape = Shape(14, 9, 11, 37, 2, directions)
+    lengths = np.tile(times * np.array([3, 0, 14, 7, 1, 14, 0, 9, 2]), min(times, 2))
+    shape = Shape(lengths.max(), len(lengths), 11, 37, 2, directions)
     layer, data = draw(row, shape, dtype, rng)
-    lengths = np.array([3, 0, 14, 7, 1, 14, 0, 9, 2])
     mask = mask_of(lengths, shape.steps)[:, :, None]
     zeros = {**data, "x": data["x"] * mask, "dy": data["dy"] * mask, "lengths": lengths}
     nans = {**data, "x": poison(data["x"], lengths), "dy": poison(data["dy"], lengths), "lengths": lengths}

@@ -16,6 +16,8 @@
 
 #include "reverse.h"
 
+#include "shards.h"
+
 #include "context.h"
 
 #include "parts.h"
@@ -28,7 +30,7 @@ const frnn_kernels KERNELS = {
     .context = {{context_packed_size, context_pack, context_workspace_size, context_work},
                 {context_reverse_packed_size, context_reverse_pack, context_reverse_workspace_size,
                  context_reverse_work}},
-    .chunk_begin = chunk_begin,
+    .chunk_begin = span_begin,
     .evaluate = evaluate,
     .product_size = product_size,
     .product = product,

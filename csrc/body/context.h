@@ -21,12 +21,6 @@ typedef struct {
     int64_t p, t;
 } cursor;
 
-static int64_t total_rows(const frnn_batch *batch) {
-    int64_t rows = 0;
-    for (int64_t p = 0; p < batch->B; ++p) rows += length_at(batch, p);
-    return rows;
-}
-
 static cursor cursor_at(const frnn_batch *batch, int64_t row) {
     cursor c = {0, row};
     while (c.p < batch->B && c.t >= length_at(batch, c.p)) c.t -= length_at(batch, c.p++);

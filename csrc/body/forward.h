@@ -298,11 +298,6 @@ static void map_tangents(int f, real **rows, int64_t count, int64_t n, const frn
     }
 }
 
-/* The initial state of position p in an array (D, B, n), or NULL. */
-INLINE real *state_row(const void *states, const frnn_batch *batch, int d, int64_t p, int64_t n) {
-    return states ? (real *)states + (d * batch->B + sequence_at(batch, p)) * n : NULL;
-}
-
 /* The rows of what was recorded at step t, where the tangents are those of positions [first, first + rows). */
 static void recorded_at(const forward_call *c, const frnn_record *record, const frnn_batch *batch, int d,
                         const sequences *y, const sequences *kept, int64_t first, int64_t rows, int64_t t) {
@@ -310,11 +305,11 @@ static void recorded_at(const forward_call *c, const frnn_record *record, const 
     const int64_t O = f->stage[f->stages - 1].h.units, at_c = f->cell.shape.c;
     for (int64_t r = 0; r < rows; ++r) {
         c->at[0][r] = row_at(y, first + r, t);
-        c->at[1][r] = t > 0 ? c->at[0][r] - y->step : state_row(record->h0, batch, d, first + r, O);
+        c->at[1][r] = t > 0 ? c->at[0][r] - y->step : state_row(record->h0, batch->B, batch, d, first + r, O);
         if (f->kept) c->at[3][r] = row_at(kept, first + r, t);
         if (at_c == NONE) continue;
-        c->at[2][r] =
-            t > 0 ? c->at[3][r] - kept->step + at_c * f->kept_step : state_row(record->c0, batch, d, first + r, c->H);
+        c->at[2][r] = t > 0 ? c->at[3][r] - kept->step + at_c * f->kept_step
+                            : state_row(record->c0, batch->B, batch, d, first + r, c->H);
     }
 }
 
@@ -382,8 +377,8 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
     }
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t r = p - s->first;
-        c.h[r] = args->h0 ? state_row(args->h0, batch, d, p, O) : zero;
-        c.c[r] = args->c0 ? state_row(args->c0, batch, d, p, H) : zero;
+        c.h[r] = args->h0 ? state_row(args->h0, batch->B, batch, d, p, O) : zero;
+        c.c[r] = args->c0 ? state_row(args->c0, batch->B, batch, d, p, H) : zero;
         c.record[r] = space->record + (d * B + p) * record_size;
     }
 
@@ -438,7 +433,7 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
     if (s->part > 0 || atomic_load(&job->stopped)) return;
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t r = p - s->first;
-        real *hT = state_row(args->hT, batch, d, p, O), *cT = state_row(args->cT, batch, d, p, H);
+        real *hT = state_row(args->hT, batch->B, batch, d, p, O), *cT = state_row(args->cT, batch->B, batch, d, p, H);
         if (hT && hT != c.h[r]) memmove(hT, c.h[r], (size_t)O * sizeof(real));
         if (cT && cT != c.c[r]) memmove(cT, c.c[r], (size_t)H * sizeof(real));
     }

@@ -9,10 +9,21 @@ typedef struct {
     int64_t step;
 } sequences;
 
-INLINE int64_t length_at(const frnn_batch *batch, int64_t p) {
-    return batch->lengths ? batch->lengths[batch->order[p]] : batch->T;
-}
+INLINE int64_t length_of(const frnn_batch *batch, int64_t b) { return batch->lengths ? batch->lengths[b] : batch->T; }
 INLINE int64_t sequence_at(const frnn_batch *batch, int64_t p) { return batch->order ? batch->order[p] : p; }
+INLINE int64_t length_at(const frnn_batch *batch, int64_t p) { return length_of(batch, sequence_at(batch, p)); }
+INLINE const frnn_batch *whole_of(const frnn_batch *batch) { return batch->whole ? batch->whole : batch; }
+
+static int64_t total_rows(const frnn_batch *batch) {
+    int64_t rows = 0;
+    for (int64_t b = 0; b < batch->B; ++b) rows += length_of(batch, b);
+    return rows;
+}
+
+/* The state of position p in an array (D, B, n), or NULL; B counts all sequences, not those of a part of the batch. */
+INLINE real *state_row(const void *states, int64_t B, const frnn_batch *batch, int d, int64_t p, int64_t n) {
+    return states ? (real *)states + (d * B + sequence_at(batch, p)) * n : NULL;
+}
 
 /* From a row to that of the step read next. */
 INLINE int64_t time_step(const frnn_rows *rows, int d) {
@@ -22,13 +33,12 @@ INLINE int64_t time_step(const frnn_rows *rows, int d) {
 /* Fills positions [from, to) of the sequences that `rows` hold, each row taken at `column`. */
 static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, int reverse, int64_t column, real **first,
                               int64_t from, int64_t to) {
-    const frnn_batch *whole = batch->whole ? batch->whole : batch;
     for (int64_t p = from; p < to; ++p) {
         const int64_t b = sequence_at(batch, p);
         const int64_t start = rows->starts ? rows->starts[b] * rows->time_step : b * rows->sequence_step;
         int64_t step = 0; /* where the window begins; of a sequence that is over by then no row is read */
         if (!rows->in_window && length_at(batch, p) > 0) {
-            step = reverse ? length_at(whole, p) - 1 - batch->begin : batch->begin;
+            step = reverse ? length_of(whole_of(batch), b) - 1 - batch->begin : batch->begin;
         }
         first[p] = (real *)rows->data + start + step * rows->time_step + column;
     }
@@ -126,7 +136,7 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     const share nothing = {.rows_parts = 1, .parts = 1};
     const int D = layer->directions;
     const int64_t B = batch->B;
-    share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = FRNN_GANG};
+    share s = {.end_direction = D, .rows_parts = 1, .parts = 1, .group = 2 * w->group + 1};
     int id = w->id, size = w->crowded ? (int)most(1, least(w->size, B / ROWS_ENOUGH)) : w->size;
     if (id >= size) return nothing;
     if (D > 1 && size >= D &&
@@ -134,7 +144,7 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
         size /= D;
         s.first_direction = id / size;
         s.end_direction = s.first_direction + 1;
-        s.group = FRNN_GANG + s.first_direction;
+        s.group += s.first_direction;
         id %= size;
         if (s.first_direction >= D) return nothing;
     }
@@ -157,11 +167,11 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     return s;
 }
 
-/* Should the call end? Worker 0 sees to it about every POLL_MACS multiply-adds. */
+/* Should the call end? The caller's worker sees to it about every POLL_MACS multiply-adds. */
 #define POLL_MACS 2e7
 
 static int poll(frnn_job *job, const frnn_worker *w, double macs) {
-    if (w->id == 0 && (job->macs += macs) >= POLL_MACS) {
+    if (w->caller && (job->macs += macs) >= POLL_MACS) {
         job->macs = 0;
         if (frnn_asks(job)) atomic_store(&job->stopped, 1);
     }

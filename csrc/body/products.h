@@ -75,11 +75,11 @@ static int row_sums_of(const reverse_call *c, const reverse_direction *v, const 
     const cell_shape *s = &f->cell.shape;
     const int64_t I = c->layer->input_size, H = c->layer->hidden_size, O = c->layer->output_size;
     row_sum all[ROW_SUMS] = {
-        {packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk_x, out->W, I},
-        {packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk_h, out->R, O}};
+        {packing_of(I, 1, 1, 0), 0, s->x * H, H, 0, s->block, v->chunk.x, out->W, I},
+        {packing_of(O, 1, 1, 0), s->h_first * H, s->h * H, H, 0, s->block + s->h_first, v->chunk.h, out->R, O}};
     if (f->projected) {
         all[2] = (row_sum){packing_of(H, 1, 1, 0), f->columns, O, O, s->kept * f->kept_step, s->block,
-                           v->chunk_kept,          out->P,     H};
+                           v->chunk.kept,          out->P,     H};
     } else if (f->stages == 2) {
         all[2] = (row_sum){packing_of(H, 1, 1, 0),
                            s->h * H,
@@ -87,7 +87,7 @@ static int row_sums_of(const reverse_call *c, const reverse_direction *v, const 
                            H,
                            s->second * f->kept_step,
                            s->block + s->h,
-                           v->chunk_kept,
+                           v->chunk.kept,
                            out->R,
                            H};
     }
@@ -153,7 +153,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
 }
 
 /* dx = delta W, or dx += where two directions share it, for the chunk's rows [from, to); times f' if the layer reads
- * f(x), which v->chunk_x then is. */
+ * f(x), which v->chunk.x then is. */
 static void input_gradient(const reverse_call *c, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *W = &c->shape.W;
     const int f = c->shape.cell.shape.input, add = c->layer->directions == 2;
@@ -168,8 +168,8 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
             const real *rows[TILE_ROWS];
             real *out[TILE_ROWS];
             for (int r = 0; r < height; ++r) {
-                rows[r] = v->delta + (m + r) * c->shape.step;
-                out[r] = v->chunk_dx[m + r] + column;
+                rows[r] = v->chunk.delta + (m + r) * c->shape.step;
+                out[r] = v->chunk.dx[m + r] + column;
                 fetch_ahead(out[r], vecs * VL);
             }
             if (f == IDENTITY) {
@@ -181,7 +181,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
             for (int r = 0; r < height; ++r) {
                 real *row = tile + r * vecs * VL;
                 for (int u = 0; u < vecs; ++u) {
-                    const vec x = v_load(v->chunk_x[m + r] + column + u * VL);
+                    const vec x = v_load(v->chunk.x[m + r] + column + u * VL);
                     v_store(row + u * VL, activation_gradient(f, x, v_load(row + u * VL)));
                 }
                 put_tile(row, 1, vecs, out[r], 0, n, add);
@@ -197,13 +197,12 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
     const int id = c->worker->id, size = c->worker->size;
     row_sum sums[ROW_SUMS];
     int64_t items = 0, before = 0;
-    const frnn_weights *gradients = c->args->gradients;
-    const int n = gradients ? row_sums_of(c, v, &gradients[d], sums) : 0;
+    const int n = c->sums ? row_sums_of(c, v, &c->sums[d], sums) : 0;
     for (int i = 0; i < n; ++i) items += row_sum_items(&sums[i]);
     const int64_t from = part(id, size, items), to = part(id + 1, size, items);
-    for (int64_t k = 0; gradients && (k == 0 || k < count); k += BLOCK_ROWS, before = 0) {
+    for (int64_t k = 0; c->sums && (k == 0 || k < count); k += BLOCK_ROWS, before = 0) {
         const int64_t rows = least(BLOCK_ROWS, count - k);
-        const real *delta = v->delta + k * f->step;
+        const real *delta = v->chunk.delta + k * f->step;
         const int add = k > 0 || !c->first;
         if (skips(c->job, c->worker, rows, f->columns, c->layer->input_size + c->layer->output_size)) return;
         for (int i = 0; i < n; before += row_sum_items(&sums[i++])) {
@@ -212,11 +211,12 @@ static void reverse_products(const reverse_call *c, int d, const reverse_directi
             sum_over_rows(c, delta, &block, rows, add, most(from - before, 0),
                           least(to - before, row_sum_items(&block)));
         }
-        sum_biases(c, delta, v->chunk_c + k, v->chunk_kept + k, rows, add, &gradients[d]);
+        sum_biases(c, delta, v->chunk.before + k, v->chunk.kept + k, rows, add, &c->sums[d]);
     }
     if (c->args->dx.data) input_gradient(c, v, part(id, size, count), part(id + 1, size, count));
     if (skips(c->job, c->worker, last, f->columns, c->layer->output_size)) return;
     for (int64_t p = part(id, size, last); p < part(id + 1, size, last); ++p) {
-        memcpy(v->carry + p * f->step, v->delta + (count - last + p) * f->step, (size_t)f->columns * sizeof(real));
+        memcpy(v->carry + p * f->step, v->chunk.delta + (count - last + p) * f->step,
+               (size_t)f->columns * sizeof(real));
     }
 }

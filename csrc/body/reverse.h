@@ -62,54 +62,27 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
     return f;
 }
 
+/* What one direction's chunk takes of the workspace; it is of no use after it. */
+typedef struct {
+    real *delta;                           /* (rows, step) */
+    real *mapped;                          /* inputs, gone through the cell's function, (rows, input_step) */
+    real **x, **h, **before, **kept, **dx; /* for every row; `before` is c_{t-1} */
+} reverse_chunk;
+
 /* One direction's part of the workspace. */
 typedef struct {
     const real *packed;
-    real *delta, *carry; /* a chunk's deltas, (rows, step); those of the step after it, (B, step) */
-    real *direct;        /* the gradients that pass from step to step beside the products, (B, p_step) */
-    real *mapped;        /* a chunk's inputs, gone through the cell's function, (rows, input_step) */
+    reverse_chunk chunk;
+    real *carry;  /* the deltas of the step after the chunk, (B, step) */
+    real *direct; /* the gradients that pass from step to step beside the products, (B, p_step) */
     real **x, **y, **kept, **dy, **dx, **h0, **c0; /* (B,): first rows in reading order; initial states */
     real **direct_rows;                            /* (B,) */
-    real **chunk_x, **chunk_h, **chunk_c, **chunk_kept, **chunk_dx; /* for every row of the chunk */
 } reverse_direction;
 
 /* For each position, the rows of the step at hand. */
 typedef struct {
     real **y, **h, **c, **kept, **dy, **delta;
 } reverse_rows;
-
-typedef struct {
-    reverse_direction direction[2];
-    real *panels;      /* for each worker, a packed panel of BLOCK_ROWS rows */
-    reverse_rows rows; /* of each worker */
-} reverse_space;
-
-static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
-    const reverse_shape f = reverse_shape_of(layer);
-    const int64_t B = batch->B, rows = f.rows + B;
-    reverse_space s = {0};
-    for (int d = 0; d < layer->directions; ++d) {
-        reverse_direction *v = &s.direction[d];
-        v->delta = take_reals(a, rows * f.step);
-        v->carry = take_reals(a, B * f.step);
-        v->direct = take_reals(a, f.cell.shape.direct ? B * f.p_step : 0);
-        v->mapped = take_reals(a, rows * f.input_step);
-        real ***by_sequence[] = {&v->x, &v->y, &v->kept, &v->dy, &v->dx, &v->h0, &v->c0, &v->direct_rows};
-        for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, B);
-        real ***by_row[] = {&v->chunk_x, &v->chunk_h, &v->chunk_c, &v->chunk_kept, &v->chunk_dx};
-        for (int i = 0; i < LENGTH(by_row); ++i) *by_row[i] = take_rows(a, rows);
-    }
-    s.panels = take_reals(a, (int64_t)threads * BLOCK_ROWS * TILE_VECS * VL);
-    real ***by_worker[] = {&s.rows.y, &s.rows.h, &s.rows.c, &s.rows.kept, &s.rows.dy, &s.rows.delta};
-    for (int i = 0; i < LENGTH(by_worker); ++i) *by_worker[i] = take_rows(a, threads * B);
-    return s;
-}
-
-static size_t reverse_workspace_size(const frnn_layer *layer, const frnn_batch *batch, int threads) {
-    arena a = {0};
-    reverse_space_of(layer, batch, threads, &a);
-    return a.used;
-}
 
 static size_t reverse_packed_size(const frnn_layer *layer) {
     return (size_t)(layer->directions * reverse_shape_of(layer).size) * sizeof(real);
@@ -147,19 +120,26 @@ static void reverse_pack(void *argument, const frnn_worker *w) {
     }
 }
 
-/* A call's values as one worker sees them. */
+/* A shard of a call as one worker sees it. */
 typedef struct {
     frnn_job *job;
     const frnn_backward_args *args;
     const frnn_layer *layer;
-    const frnn_batch *batch;
+    const frnn_batch *batch; /* the shard's sequences */
     const frnn_worker *worker;
+    const frnn_weights *sums; /* for each direction, what the products over rows are added to; or NULL */
     reverse_shape shape;
     share share;
     real *panel; /* of BLOCK_ROWS rows */
     reverse_rows rows;
-    int first; /* is this the first chunk, whose sums begin the gradients? */
+    int first;      /* is this the first chunk, which begins the sums? */
+    int64_t active; /* how many positions the steps taken so far have reached */
 } reverse_call;
+
+/* The initial or last state, or its gradient, of position p in an array (D, B, n), or NULL. */
+INLINE real *end_state(const reverse_call *c, const void *states, int d, int64_t p, int64_t n) {
+    return state_row(states, c->job->batch->B, c->batch, d, p, n);
+}
 
 #include "products.h"
 
@@ -177,8 +157,8 @@ static void reverse_prepare(const reverse_call *c, int d, const reverse_directio
         sequences_of(c->batch, &record->kept, d, d * c->shape.kept * c->shape.kept_step, v->kept, from, to);
     if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * O, v->dy, from, to);
     for (int64_t p = from; p < to; ++p) {
-        v->h0[p] = state_row(record->h0, c->batch, d, p, O);
-        v->c0[p] = state_row(record->c0, c->batch, d, p, H);
+        v->h0[p] = end_state(c, record->h0, d, p, O);
+        v->c0[p] = end_state(c, record->c0, d, p, H);
         if (c->shape.cell.shape.direct) v->direct_rows[p] = v->direct + p * c->shape.p_step;
     }
 }
@@ -276,7 +256,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
                 if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
             } else {
                 for (int r = 0; r < point.rows; ++r) {
-                    const real *dhT = state_row(c->args->dhT, c->batch, d, p + r, stage->units);
+                    const real *dhT = end_state(c, c->args->dhT, d, p + r, stage->units);
                     load_state(dhT, point.unit, point.n, point.vecs, tile + r * point.vecs * VL);
                 }
             }
@@ -303,7 +283,7 @@ static void begin_direct(const reverse_call *c, int d, const reverse_direction *
         for (int64_t p = s->first; clips && p < from; ++p)
             clip(v->direct_rows[p] + unit, vecs * VL, c->args->clip_step);
         for (int64_t p = from; p < to; ++p) {
-            load_state(state_row(c->args->dcT, c->batch, d, p, units->units), unit, units->units - unit, vecs,
+            load_state(end_state(c, c->args->dcT, d, p, units->units), unit, units->units - unit, vecs,
                        v->direct_rows[p] + unit);
         }
     }
@@ -334,18 +314,18 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
             if (f->kept) now->kept[p] = v->kept[p] + t * kept_step;
             if (cell->c != NONE) now->c[p] = t > 0 ? now->kept[p] - kept_step + cell->c * f->kept_step : v->c0[p];
             if (args->dy.data) now->dy[p] = v->dy[p] + t * dy_step;
-            now->delta[p] = v->delta + (offset + p) * f->step;
+            now->delta[p] = v->chunk.delta + (offset + p) * f->step;
         }
         for (int64_t p = s->first; s->part == 0 && p < own_end; ++p) {
-            v->chunk_x[offset + p] = v->x[p] + t * x_step;
-            v->chunk_h[offset + p] = now->h[p];
-            v->chunk_c[offset + p] = now->c[p];
-            v->chunk_kept[offset + p] = now->kept[p];
-            v->chunk_dx[offset + p] = v->dx[p] + t * dx_step;
+            v->chunk.x[offset + p] = v->x[p] + t * x_step;
+            v->chunk.h[offset + p] = now->h[p];
+            v->chunk.before[offset + p] = now->c[p];
+            v->chunk.kept[offset + p] = now->kept[p];
+            v->chunk.dx[offset + p] = v->dx[p] + t * dx_step;
         }
         if (f->input_step && s->part == 0) {
-            map_rows(cell->input, v->chunk_x + offset + s->first, own_end - s->first, c->layer->input_size,
-                     v->mapped + (offset + s->first) * f->input_step, f->input_step);
+            map_rows(cell->input, v->chunk.x + offset + s->first, own_end - s->first, c->layer->input_size,
+                     v->chunk.mapped + (offset + s->first) * f->input_step, f->input_step);
         }
         const int stops = skips(c->job, c->worker, own_end - s->first, f->columns, c->layer->output_size);
         begin_direct(c, d, v, own_following, own_end);
@@ -353,7 +333,7 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
             reverse_stage_step(c, d, 0, v, t, s->first, own_following, next);
             reverse_stage_step(c, d, 0, v, t, own_following, own_end, NULL);
         }
-        next = v->delta + offset * f->step;
+        next = v->chunk.delta + offset * f->step;
         if (f->stages == 2) {
             frnn_barrier(s->group, s->parts);
             if (!stops) reverse_stage_step(c, d, 1, v, t, s->first, own_end, next);
@@ -396,82 +376,13 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
                 for (int r = 0; r < point.rows; ++r) {
                     real *row = tile + r * point.vecs * VL;
                     if (!returns || i == 1) {
-                        const real *end_row = state_row(i ? args->dcT : args->dhT, c->batch, d, p + r, units->units);
+                        const real *end_row = end_state(c, i ? args->dcT : args->dhT, d, p + r, units->units);
                         load_state(returns ? v->direct_rows[p + r] : end_row, point.unit, point.n, point.vecs, row);
                     }
                     if (returns && args->clip_step > 0) clip(row, point.vecs * VL, args->clip_step);
-                    put_tile(row, 1, point.vecs, state_row(out, c->batch, d, p + r, units->units) + point.unit, 0,
-                             point.n, 0);
+                    put_tile(row, 1, point.vecs, end_state(c, out, d, p + r, units->units) + point.unit, 0, point.n, 0);
                 }
             }
         }
     }
-}
-
-/* Where a chunk begins that ends before step `end`, at which `active` positions are active (if any is); the rows it has
- * and those of its first step. */
-typedef struct {
-    int64_t begin, active, rows, first_rows;
-} chunk;
-
-static chunk chunk_before(const reverse_shape *f, const frnn_batch *batch, int64_t end, int64_t active) {
-    chunk k = {batch->B > 0 ? end : 0, active, 0, 0};
-    for (; k.begin > 0; --k.begin) {
-        const int64_t now = active_before(batch, k.active, k.begin - 1, batch->B);
-        if (k.rows > 0 && k.rows + now > f->rows) break;
-        k.rows += k.first_rows = k.active = now;
-    }
-    return k;
-}
-
-static int64_t chunk_begin(const frnn_layer *layer, const frnn_batch *batch, int64_t end) {
-    const reverse_shape f = reverse_shape_of(layer);
-    return chunk_before(&f, batch, end, active_before(batch, 0, end, batch->B)).begin;
-}
-
-static void reverse_work(void *argument, const frnn_worker *w) {
-    frnn_job *job = argument;
-    const frnn_batch *batch = job->batch;
-    const frnn_backward_args *args = job->args;
-    arena a = {.base = args->workspace};
-    reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
-    reverse_direction *direction = space.direction;
-    reverse_call c = {job, args, job->layer, batch, w, .shape = reverse_shape_of(job->layer)};
-    c.share = share_of(w, job->layer, batch, c.shape.cell.shape.gates, &c.shape.stage[0].p);
-    c.panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
-    const int64_t own = w->id * batch->B;
-    c.rows = (reverse_rows){space.rows.y + own,    space.rows.h + own,  space.rows.c + own,
-                            space.rows.kept + own, space.rows.dy + own, space.rows.delta + own};
-    const int D = job->layer->directions;
-    for (int d = 0; d < D; ++d) {
-        direction[d].packed = (const real *)args->packed + d * c.shape.size;
-        reverse_prepare(&c, d, &direction[d]);
-    }
-    frnn_barrier(FRNN_ALL, w->size);
-
-    int64_t active = active_before(batch, 0, batch->T, batch->B);
-    int64_t t = batch->B > 0 ? batch->T : 0;
-    c.first = !args->add;
-    do { /* once at least: without any step the gradients are zero */
-        const chunk k = chunk_before(&c.shape, batch, t, active);
-        share_rows(&c.share, batch, k.begin, t);
-        for (int d = c.share.first_direction; d < c.share.end_direction; ++d) {
-            reverse_steps(&c, d, &direction[d], t, k.begin, active);
-        }
-        frnn_barrier(FRNN_ALL, w->size);
-        for (int d = 0; d < D; ++d) {
-            reverse_products(&c, d, &direction[d], k.rows, k.first_rows);
-            if (d + 1 < D) frnn_barrier(FRNN_ALL, w->size);
-        }
-        poll(job, w,
-             2.0 * D * (double)k.rows * (double)c.shape.columns *
-                 (double)(job->layer->input_size + job->layer->output_size));
-        if (leave(job, FRNN_ALL, w->id, w->size)) return;
-        c.first = 0;
-        t = k.begin;
-        active = k.active;
-    } while (t > 0);
-    share_rows(&c.share, batch, 0, batch->T);
-    for (int d = c.share.first_direction; d < c.share.end_direction; ++d)
-        initial_gradient(&c, d, &direction[d], active);
 }
