@@ -6,7 +6,7 @@
  * Few sequences, and layers whose weights are so large that to read them twice for each step takes time, are one shard,
  * and a span is one chunk. */
 
-enum { SHARDS = 2, SHARD_SEQUENCES = 8, SHARD_ROWS = 1536, SPAN_CHUNKS = 8 };
+enum { SHARDS = 2, SHARD_SEQUENCES = 4, SHARD_ROWS = 1536, SPAN_CHUNKS = 8 };
 
 static int64_t span_rows(const reverse_shape *f, int shards) {
     return shards == 1 ? f->rows : shards * SPAN_CHUNKS * f->rows;
