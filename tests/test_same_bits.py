@@ -200,6 +200,34 @@ def test_inference_frozen_and_training_agree(isa, dtype, row, shape, threads, rn
         assert_same_bits({name: got[name] for name in want}, want)
 
 
+@pytest.mark.drawn(1)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.parts], ids=lambda row: row.id)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], Shape(3, 7, 5, 300, 1, 2)], ids=str)
+@pytest.mark.parametrize("weight", [None, -0.0, np.inf, -np.inf, np.nan])
+def test_states_of_zeros(isa, dtype, row, shape, weight, threads, rng):
+    """Forward leaves out the product with zeros where no state is anything else, but not if a weight makes it NaN."""
+    layer, data = draw(row, shape, dtype, rng)
+    if weight == 0:
+        data["x"][:2] = 0
+        for name, p in layer.params.items():
+            if name.startswith("bias"):
+                p[...] = weight
+    elif weight is not None and "weight_hh_l0" in layer.params:
+        layer.params["weight_hh_l0"][-1, 0] = weight
+    others = [s[:, :-1] for s in as_tuple(data["state"])]
+    for s in others:
+        s[...] = 0
+    with np.errstate(invalid="ignore"):
+        want, inferred = without_params(train(layer, **data)), infer(layer, data["x"], data["state"])
+        if weight and "weight_hh_l0" in layer.params:
+            assert np.isnan(want["y"][0, :-1]).any()
+        want, inferred = ({name: a[:, :-1] for name, a in r.items()} for r in (want, inferred))
+        zeros = sequences(data, slice(-1))
+        for state in (None, zeros["state"], map_state(np.negative, zeros["state"])):
+            assert_same_bits(without_params(train(layer, **zeros | {"state": state})), want)
+            assert_same_bits(infer(layer, zeros["x"], state), inferred)
+
+
 @pytest.mark.drawn(1, representatives=6)
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_batch_first(isa, dtype, row, shape, threads, rng):

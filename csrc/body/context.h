@@ -93,7 +93,7 @@ static void context_pack(void *argument, const frnn_worker *w) {
         packed += width;
         for (int k = 0; k < layer->contexts; ++k, packed += packed_size(&f.W)) {
             pack_weights(&f.W, (real *)weights->W + k * I, layer->contexts * I, &block, packed,
-                         part(w->id, w->size, f.W.panels), part(w->id + 1, w->size, f.W.panels));
+                         part(w->id, w->size, f.W.panels), part(w->id + 1, w->size, f.W.panels), NULL);
         }
     }
 }

@@ -13,7 +13,8 @@ typedef struct {
     packing x, h;       /* of the rows of x; of h_{t-1}, or of the record's column that the second stage takes */
     int first, h_first; /* the first of its columns, and of those, the first one of h */
     int64_t column;     /* where they begin in a row of pre-activations */
-    int64_t bias, W, R; /* where its weights begin among a direction's packed ones */
+    int64_t bias, W, R; /* where its weights begin among a direction's packed ones, */
+    int64_t zero_times; /* and zero times those of each panel of R */
 } forward_stage;
 
 typedef struct {
@@ -52,7 +53,8 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
         stage->W = stage->bias + packed_width(&stage->x);
         stage->R = stage->W + (int64_t)packed_size(&stage->x);
         f.width += packed_width(&stage->x);
-        f.size = stage->R + (int64_t)packed_size(&stage->h);
+        stage->zero_times = stage->R + (int64_t)packed_size(&stage->h);
+        f.size = stage->zero_times + divide_up(stage->h.panels, LINE) * LINE;
     }
     f.step = row_step(f.width);
     f.p = f.size;
@@ -151,9 +153,9 @@ static void forward_pack(void *argument, const frnn_worker *w) {
             const int project = f.projected && i == 1;
             const int64_t from = part(w->id, w->size, stage->x.panels), to = part(w->id + 1, w->size, stage->x.panels);
             const int *block = s->block + (project ? 0 : stage->first);
-            pack_weights(&stage->x, weights->W, stage->x.K, block, packed + stage->W, from, to);
+            pack_weights(&stage->x, weights->W, stage->x.K, block, packed + stage->W, from, to, NULL);
             pack_weights(&stage->h, project ? weights->P : weights->R, stage->h.K, block + stage->h_first,
-                         packed + stage->R, from, to);
+                         packed + stage->R, from, to, packed + stage->zero_times);
             if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
         }
         if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p);
@@ -197,6 +199,7 @@ typedef struct {
     const forward_shape *shape;
     int64_t H, from[2], to[2];
     int keep, tangents;
+    int begins_with_zeros; /* are all products of R with the initial states zero? */
     const real *packed;
     real **h, **c, **y, **record; /* for each of the worker's sequences */
     real **at[4];                 /* for tangents the recorded y, h, c and record */
@@ -211,6 +214,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const packing *p = &stage->h;
     const split tiles = tiles_of(p, rows);
     const int far = p->far; /* asked for once: in the loop it takes 1 % more instructions with one sequence */
+    const int64_t K = c->begins_with_zeros && t == 0 && i == 0 ? 0 : p->K;
     forward_point point = {
         .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
     point.p = c->packed + f->p;
@@ -245,7 +249,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                     fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
-                tile_product(point.rows, vecs, p->K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
+                tile_product(point.rows, vecs, K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
                              stage->x.gates > 0 ? f->step : 0, out, f->step,
                              far ? next_lines(p, c->packed + stage->R, n, c->from[i], c->to[i], t, m) : NULL);
             }
@@ -329,6 +333,12 @@ static frnn_batch scattered(const frnn_batch *batch, const share *s, const packi
     return own;
 }
 
+static int all_zero(const real *values, int64_t n) {
+    int others = 0;
+    for (int64_t i = 0; i < n; ++i) others |= values[i] != 0;
+    return !others;
+}
+
 static void forward_direction(frnn_job *job, const frnn_batch *batch, const forward_space *space, const share *s,
                               const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
@@ -347,6 +357,8 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
         c.from[i] = first_panel(s, f.stage[i].h.panels);
         c.to[i] = end_panel(s, f.stage[i].h.panels);
     }
+    c.begins_with_zeros = 1;
+    for (int64_t j = c.from[0]; j < c.to[0]; ++j) c.begins_with_zeros &= c.packed[f.stage[0].zero_times + j] == 0;
     const packing *outputs = &f.stage[f.stages - 1].h;
     const int64_t own_unit = least(O, first_vector(outputs, c.from[f.stages - 1]) * VL);
     const int64_t own_units = least(O, first_vector(outputs, c.to[f.stages - 1]) * VL) - own_unit;
@@ -379,6 +391,7 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
         const int64_t r = p - s->first;
         c.h[r] = args->h0 ? state_row(args->h0, batch->B, batch, d, p, O) : zero;
         c.c[r] = args->c0 ? state_row(args->c0, batch->B, batch, d, p, H) : zero;
+        c.begins_with_zeros = c.begins_with_zeros && (!args->h0 || all_zero(c.h[r], O));
         c.record[r] = space->record + (d * B + p) * record_size;
     }
 

@@ -142,14 +142,16 @@ INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
 }
 
 /* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
- * block[g] * units + j. */
+ * block[g] * units + j. Zero times a panel's weights goes to `zero_times`, if that is wanted: NaN if any of them is not
+ * finite. */
 static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
-                         int64_t to) {
+                         int64_t to, real *zero_times) {
     const int stream = sizeof(vec) == LINE_BYTES && streams(p, packed); /* vector by vector: of whole lines alone */
     for (int64_t panel = from; panel < to; ++panel) {
         real *out = packed + packed_panel(p, panel);
         const int vectors = panel_vectors(p, panel), width = column_vectors(p, panel, p->gates) * VL;
         const int64_t units = panel_units(p, panel);
+        vec zero = v_set1(0);
         if (width > p->gates * units) memset(out, 0, (size_t)(width * p->K) * sizeof(real));
         for (int g = 0; g < p->gates; ++g) {
             for (int u = 0; u < vectors; ++u) {
@@ -162,6 +164,7 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                     vec block[VL];
                     if (next) fetch_ahead(next + k * VL, n * VL);
                     for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
+                    for (int i = 0; i < VL; ++i) zero = v_fma(block[i], v_set1(0), zero);
                     transpose(block);
                     for (int i = 0; i < n; ++i) {
                         store_packed(out + (k + i) * width + column, block[i], width - column, stream);
@@ -169,6 +172,11 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                 }
             }
         }
+        if (!zero_times) continue;
+        real lane[VL];
+        v_store(lane, zero);
+        zero_times[panel] = lane[0];
+        for (int i = 1; i < VL; ++i) zero_times[panel] += lane[i];
     }
 }
 
