@@ -117,7 +117,6 @@ def test_a_tape_keeps_its_memory(lstm_and_inputs):
 
 FLOAT = np.dtype(np.float32)
 UNITS = 128
-PACKED = UNITS * (UNITS + UNITS + 1)  # reals of a layer's packed W, R and bias: 128 units fill whole vectors
 
 
 @pytest.fixture
@@ -136,7 +135,8 @@ def test_an_array_takes_a_block_of_at_most_1_25_times_its_size(times, taken, ker
 
 @pytest.mark.parametrize(("times", "taken"), [(1.0, True), (1.9, True), (2.1, False)])
 def test_packed_weights_take_a_block_of_at_most_twice_their_size(times, taken, kernel):
-    count = int(times * PACKED)
+    (size, _), _ = kernel.sizes(_core.Batch(1, 1), 1)
+    count = int(times * size) // FLOAT.itemsize
     square, bias = np.zeros((UNITS, UNITS), np.float32), np.zeros(UNITS, np.float32)
     before = address(kernel.empty((count,), FLOAT))
     packed = kernel.pack(((square, square, bias, bias, None, None),), 1)
