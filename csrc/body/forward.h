@@ -14,7 +14,7 @@ typedef struct {
     int first, h_first; /* the first of its columns, and of those, the first one of h */
     int64_t column;     /* where they begin in a row of pre-activations */
     int64_t bias, W, R; /* where its weights begin among a direction's packed ones, */
-    int64_t zero_times; /* and zero times those of each panel of R */
+    int64_t zero_times; /* and zero times those of R, a vector for each panel */
 } forward_stage;
 
 typedef struct {
@@ -54,7 +54,7 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
         stage->R = stage->W + (int64_t)packed_size(&stage->x);
         f.width += packed_width(&stage->x);
         stage->zero_times = stage->R + (int64_t)packed_size(&stage->h);
-        f.size = stage->zero_times + divide_up(stage->h.panels, LINE) * LINE;
+        f.size = stage->zero_times + stage->h.panels * VL;
     }
     f.step = row_step(f.width);
     f.p = f.size;
@@ -357,8 +357,8 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
         c.from[i] = first_panel(s, f.stage[i].h.panels);
         c.to[i] = end_panel(s, f.stage[i].h.panels);
     }
-    c.begins_with_zeros = 1;
-    for (int64_t j = c.from[0]; j < c.to[0]; ++j) c.begins_with_zeros &= c.packed[f.stage[0].zero_times + j] == 0;
+    const real *zero_times = c.packed + f.stage[0].zero_times;
+    c.begins_with_zeros = all_zero(zero_times + c.from[0] * VL, (c.to[0] - c.from[0]) * VL);
     const packing *outputs = &f.stage[f.stages - 1].h;
     const int64_t own_unit = least(O, first_vector(outputs, c.from[f.stages - 1]) * VL);
     const int64_t own_units = least(O, first_vector(outputs, c.to[f.stages - 1]) * VL) - own_unit;

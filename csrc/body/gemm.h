@@ -142,8 +142,8 @@ INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
 }
 
 /* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
- * block[g] * units + j. Zero times a panel's weights goes to `zero_times`, if that is wanted: NaN if any of them is not
- * finite. */
+ * block[g] * units + j. Zero times the weights of each panel goes to a vector of `zero_times`, if that is wanted: it is
+ * NaN if any of them is not finite. */
 static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
                          int64_t to, real *zero_times) {
     const int stream = sizeof(vec) == LINE_BYTES && streams(p, packed); /* vector by vector: of whole lines alone */
@@ -172,11 +172,7 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                 }
             }
         }
-        if (!zero_times) continue;
-        real lane[VL];
-        v_store(lane, zero);
-        zero_times[panel] = lane[0];
-        for (int i = 1; i < VL; ++i) zero_times[panel] += lane[i];
+        if (zero_times) v_store(zero_times + panel * VL, zero);
     }
 }
 
