@@ -223,9 +223,8 @@ class Layer(Inference):
 
         ``checkpoint_every=k`` records only the state of every k-th step (and what each layer of the stack reads);
         ``backward`` computes the rest again, k steps at a time (Chen, Xu, Zhang & Guestrin 2016). Gradients have the
-        same bits and memory grows with T/k + k, at the price of a second forward run. The k steps are made up of whole
-        chunks in which ``backward`` sums (up to 256 rows, steps times sequences, or 4096 of them where it takes many
-        sequences in two shards), and are one chunk at least.
+        same bits and memory grows with T/k + k, at the price of a second forward run. The k steps are whole chunks, at
+        least one, in which ``backward`` sums: 256 rows (steps times sequences), or 4096 if it takes many in two shards.
         ``"auto"`` records everything if that takes no more than ``memory_budget`` bytes (None: half of what the system
         has available), else the states at the k that takes least memory. ``training_memory`` predicts what is needed.
         A TDNN, which keeps nothing but y, disregards both.
