@@ -63,8 +63,12 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
     return f;
 }
 
-/* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache. */
-INLINE int64_t forward_rows(const forward_shape *f) { return most(24, least(256, 65536 / f->width)); }
+/* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache; but
+ * where W is far, to read it seldom counts for more. */
+enum { LEAST_ROWS = 24, FAR_ROWS = 128 };
+INLINE int64_t forward_rows(const forward_shape *f) {
+    return most(f->stage[0].x.far ? FAR_ROWS : LEAST_ROWS, least(256, 65536 / f->width));
+}
 
 /* From one row to the next of inputs that have gone through the cell's function. */
 INLINE int64_t mapped_step(const frnn_layer *layer, const cell_shape *s) {
@@ -213,7 +217,9 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const forward_stage *stage = &f->stage[i];
     const packing *p = &stage->h;
     const split tiles = tiles_of(p, rows);
-    const int far = p->far; /* asked for once: in the loop it takes 1 % more instructions with one sequence */
+    /* Asked once: in the loop it takes 1 % more instructions with one sequence. Where a step has few rows it is the
+     * stream of weights that takes time, and to ask for other lines beside it slows it. */
+    const int far = p->far, fetches = far && rows >= ROWS_ENOUGH;
     const int64_t K = c->begins_with_zeros && t == 0 && i == 0 ? 0 : p->K;
     forward_point point = {
         .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
@@ -247,11 +253,12 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                 for (int r = 0; r < point.rows; ++r) {
                     from[r] = source[row + r] + at;
                     fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
+                    if (far) fetch_ahead(out + r * f->step, vecs * VL);
                 }
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_product(point.rows, vecs, K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
                              stage->x.gates > 0 ? f->step : 0, out, f->step,
-                             far ? next_lines(p, c->packed + stage->R, n, c->from[i], c->to[i], t, m) : NULL);
+                             fetches ? next_lines(p, c->packed + stage->R, n, c->from[i], c->to[i], t, m) : NULL);
             }
             if (i == 1 && f->projected) {
                 project_forward(&point);

@@ -107,6 +107,11 @@ cdef inline void *data_of(array, int64_t size, int itemsize) except? NULL:
     return cnp.PyArray_DATA(a)
 
 
+def empty(tuple shape, dtype):
+    """An uninitialised array, one of 32 kB or more at a cache line: from there weights are packed sooner."""
+    return borrowed_array([], shape, dtype)
+
+
 def ready(array, dtype):
     """Whether the kernels can read an array of this dtype as it is: native, aligned, in C order."""
     return (type(array) is cnp.ndarray and cnp.PyArray_ISCARRAY_RO(array)

@@ -66,7 +66,7 @@ class Layer(Inference):
         rng = checks.random_generator(seed, "seed")
         self._params = Parameters(
             {
-                name: np.empty(checks.addressable(shape, name), self.dtype)
+                name: _core.empty(checks.addressable(shape, name), self.dtype)
                 for k in range(self.num_layers)
                 for name, shape in self._parameter_shapes(k).items()
             }
