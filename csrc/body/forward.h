@@ -253,8 +253,8 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
                 for (int r = 0; r < point.rows; ++r) {
                     from[r] = source[row + r] + at;
                     fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
-                    if (far) fetch_ahead(out + r * f->step, vecs * VL);
                 }
+                for (int r = 0; far && r < point.rows; ++r) fetch_ahead(out + r * f->step, vecs * VL);
                 const real *init = stage->x.gates > 0 ? out : zeros;
                 tile_product(point.rows, vecs, K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
                              stage->x.gates > 0 ? f->step : 0, out, f->step,
