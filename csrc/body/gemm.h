@@ -204,43 +204,60 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
- * The sum begins at zero, so that it is rounded to its own size and not to that of init. If it `fetches`, it asks for
- * one line of `ahead` for each k. */
-INLINE void tile_body(const int rows, const int vecs, const int fetches, int64_t K, const real *const *row,
-                      int64_t stride, const real *panel, const real *init, int64_t init_step, real *out,
-                      int64_t out_step, const real *ahead) {
-    vec sum[TILE_ROWS][TILE_VECS];
+ * The sum begins at zero, so that it is rounded to its own size and not to that of init; if it is taken in slices, each
+ * begins anew and is added. If it `fetches`, it asks for one line of `ahead` for each k. */
+INLINE void tile_body(const int rows, const int vecs, const int fetches, const int slices, int64_t K, int64_t slice,
+                      const real *const *row, int64_t stride, const real *panel, const real *init, int64_t init_step,
+                      real *out, int64_t out_step, const real *ahead) {
+    vec sum[TILE_ROWS][TILE_VECS], total[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS];
     UNROLL for (int r = 0; r < rows; ++r) {
         a[r] = row[r];
-        UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0);
+        UNROLL for (int n = 0; n < vecs && slices; ++n) total[r][n] = v_load(init + r * init_step + n * VL);
     }
-    for (int64_t k = 0; k < K; ++k, panel += vecs * VL) {
-        if (fetches) fetch_ahead(ahead + k * LINE, LINE);
-        vec w[TILE_VECS];
-        UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
-        UNROLL for (int r = 0; r < rows; ++r) {
-            const vec x = v_set1(a[r][k * stride]);
-            UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+    int64_t k = 0;
+    do {
+        UNROLL for (int r = 0; r < rows; ++r) { UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0); }
+        for (const int64_t end = slices ? least(K, k + slice) : K; k < end; ++k, panel += vecs * VL) {
+            if (fetches) fetch_ahead(ahead + k * LINE, LINE);
+            vec w[TILE_VECS];
+            UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
+            UNROLL for (int r = 0; r < rows; ++r) {
+                const vec x = v_set1(a[r][k * stride]);
+                UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+            }
         }
-    }
+        UNROLL for (int r = 0; r < rows && slices; ++r) {
+            UNROLL for (int n = 0; n < vecs; ++n) total[r][n] = v_add(total[r][n], sum[r][n]);
+        }
+    } while (slices && k < K);
     UNROLL for (int r = 0; r < rows; ++r) {
         UNROLL for (int n = 0; n < vecs; ++n) {
-            v_store(out + r * out_step + n * VL, v_add(v_load(init + r * init_step + n * VL), sum[r][n]));
+            v_store(out + r * out_step + n * VL,
+                    slices ? total[r][n] : v_add(v_load(init + r * init_step + n * VL), sum[r][n]));
         }
     }
 }
 
 typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, const real *panel, const real *init,
                          int64_t init_step, real *out, int64_t out_step, const real *ahead);
+typedef void slices_kernel(int64_t K, int64_t slice, const real *const *row, int64_t stride, const real *panel,
+                           const real *init, int64_t init_step, real *out, int64_t out_step);
 
 #define TILE_KERNEL(name, fetches, rows, vecs)                                                                         \
     static void name##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,              \
                                     const real *init, int64_t init_step, real *out, int64_t out_step,                  \
                                     const real *ahead) {                                                               \
-        tile_body(rows, vecs, fetches, K, row, stride, panel, init, init_step, out, out_step, ahead);                  \
+        tile_body(rows, vecs, fetches, 0, K, K, row, stride, panel, init, init_step, out, out_step, ahead);            \
     }
-#define TILE_ROW(rows, vecs) TILE_KERNEL(tile_, 0, rows, vecs) TILE_KERNEL(fetching_tile_, 1, rows, vecs)
+#define SLICES_KERNEL(rows, vecs)                                                                                      \
+    static void slices_##rows##x##vecs(int64_t K, int64_t slice, const real *const *row, int64_t stride,               \
+                                       const real *panel, const real *init, int64_t init_step, real *out,              \
+                                       int64_t out_step) {                                                             \
+        tile_body(rows, vecs, 0, 1, K, slice, row, stride, panel, init, init_step, out, out_step, NULL);               \
+    }
+#define TILE_ROW(rows, vecs)                                                                                           \
+    TILE_KERNEL(tile_, 0, rows, vecs) TILE_KERNEL(fetching_tile_, 1, rows, vecs) SLICES_KERNEL(rows, vecs)
 #define TILE_KERNELS(rows) TILE_ROW(rows, 1) TILE_ROW(rows, 2) TILE_ROW(rows, 3) TILE_ROW(rows, 4)
 TILE_KERNELS(1)
 TILE_KERNELS(2)
@@ -249,19 +266,27 @@ TILE_KERNELS(4)
 TILE_KERNELS(5)
 TILE_KERNELS(6)
 
-#define TILE_ENTRY(name, rows, vecs) (rows) * (vecs) <= TILE_SUMS ? name##rows##x##vecs : NULL
-#define TILE_ENTRIES(name, rows)                                                                                       \
-    {TILE_ENTRY(name, rows, 1), TILE_ENTRY(name, rows, 2), TILE_ENTRY(name, rows, 3), TILE_ENTRY(name, rows, 4)}
-#define TILE_TABLE(name)                                                                                               \
-    {TILE_ENTRIES(name, 1), TILE_ENTRIES(name, 2), TILE_ENTRIES(name, 3),                                              \
-     TILE_ENTRIES(name, 4), TILE_ENTRIES(name, 5), TILE_ENTRIES(name, 6)}
-static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(tile_);
-static tile_kernel *const fetching_tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(fetching_tile_);
+#define TILE_ENTRY(name, most, rows, vecs) (rows) * (vecs) <= (most) ? name##rows##x##vecs : NULL
+#define TILE_ENTRIES(name, most, rows)                                                                                 \
+    {TILE_ENTRY(name, most, rows, 1), TILE_ENTRY(name, most, rows, 2), TILE_ENTRY(name, most, rows, 3),                \
+     TILE_ENTRY(name, most, rows, 4)}
+#define TILE_TABLE(name, most)                                                                                         \
+    {TILE_ENTRIES(name, most, 1), TILE_ENTRIES(name, most, 2), TILE_ENTRIES(name, most, 3),                            \
+     TILE_ENTRIES(name, most, 4), TILE_ENTRIES(name, most, 5), TILE_ENTRIES(name, most, 6)}
+static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(tile_, TILE_SUMS);
+static tile_kernel *const fetching_tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(fetching_tile_, TILE_SUMS);
+/* Of tiles so small that a sum over all slices fits beside that of one. */
+static slices_kernel *const slices_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(slices_, TILE_SUMS / 2);
 
 /* A tile of a product in one slice, or slice by slice. */
 static void sliced_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
                            const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
                            const real *ahead) {
+    slices_kernel *const slices = ahead ? NULL : slices_kernels[rows - 1][vecs - 1];
+    if (slices) {
+        slices(K, slice, row, stride, panel, init, init_step, out, out_step);
+        return;
+    }
     for (int64_t k = 0; k < K; k += slice) {
         const int64_t count = least(K - k, slice);
         const real *at[TILE_ROWS];
