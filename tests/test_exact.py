@@ -109,12 +109,13 @@ def draw_integers(rng, *shape):
     return rng.integers(-2, 3, shape)
 
 
-# The weights of the last one are far: written past the caches, and their panels asked for ahead.
+# The weights of the last one are far: written past the caches, and their panels asked for ahead, in its steps too, as
+# they have four sequences or more.
 SHAPES = [
     Shape(5, 3, 4, 8, 1, 1),
     Shape(5, 33, 19, 67, 1, 1),
     Shape(4, 1, 3, 129, 1, 1),
-    Shape(3, 3, 1024, 1024, 1, 1),
+    Shape(3, 5, 1024, 1024, 1, 1),
 ]
 
 
