@@ -85,6 +85,15 @@ def test_memory_of_gradients_is_used_again(lstm_and_inputs):
         assert all(place % 64 == 0 for place in addresses)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cls", [fastrnn.RNN, fastrnn.LSTM, fastrnn.TDNN])
+def test_large_parameters_begin_at_cache_lines(cls, dtype):
+    layers = [cls(100, hidden, dtype=dtype) for hidden in range(100, 116)]
+    large = [array for layer in layers for array in layer.params.values() if array.nbytes >= 32768]
+    assert len(large) >= len(layers)
+    assert all(address(array) % 64 == 0 for array in large)
+
+
 def test_what_anything_refers_to_is_not_used_again(lstm_and_inputs):
     layer, inputs = lstm_and_inputs
     held = []

@@ -108,7 +108,7 @@ cdef inline void *data_of(array, int64_t size, int itemsize) except? NULL:
 
 
 def empty(tuple shape, dtype):
-    """An uninitialised array, one of 32 kB or more at a cache line: from there weights are packed sooner."""
+    """An uninitialised array; one of 32 kB or more begins at a cache line, from where weights are packed faster."""
     return borrowed_array([], shape, dtype)
 
 
