@@ -15,6 +15,7 @@ from helpers import (
     poison,
     train,
     using_isa,
+    using_threads,
     why_meaningless,
 )
 
@@ -65,6 +66,23 @@ def test_gradients_of_few_steps_and_far_offsets(isa, nonlinearity, steps, rng):
     assert not got["grads.weight_l0"][:, np.logical_not(seen)].any()
     got["grads.weight_l0"] = got["grads.weight_l0"][:, seen]
     assert_close(got, want, forward=1e-13, gradient=1e-12)
+
+
+@pytest.mark.parametrize("context", [(-700, -300, 0, 1, 500), (-2, 0, 1), (-40, -9), (3, 900)], ids=str)
+def test_gradients_of_offsets_farther_than_a_chunk(isa, context, rng):
+    """Against the reference, in two shards, one of which begins within a sequence; the same bits for any threads."""
+    lengths = (1000, 900, 40, 0, 700)
+    options = {"context": context, "nonlinearity": "tanh", "bidirectional": True, "dtype": np.float64, "seed": 1}
+    x, dy = normal(rng, (max(lengths), len(lengths), 9)), normal(rng, (max(lengths), len(lengths), 22))
+    kernels, exact = (backend.TDNN(9, 11, **options) for backend in (fastrnn, reference))
+    want = train(exact, x, lengths=lengths, dy=dy)
+    assert_meaningful(want, mask_of(lengths, max(lengths)))
+    with using_threads(1):
+        got = train(kernels, x, lengths=lengths, dy=dy)
+    assert_close(got, want, forward=1e-13, gradient=1e-12)
+    for n in (2, 3, 4):
+        with using_threads(n):
+            assert_same_bits(train(kernels, x, lengths=lengths, dy=dy), got, note=f"{n} threads")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,15 @@ static int64_t span_rows(const reverse_shape *f, int shards) {
     return shards == 1 ? f->rows : shards * SPAN_CHUNKS * f->rows;
 }
 
+/* How many shards so many rows are taken in. */
+static int shards_of_rows(const frnn_layer *layer, int64_t rows) {
+    const int64_t I = layer->input_size, columns = layer->contexts ? layer->contexts * I : I + layer->output_size;
+    const int64_t weights = cell_of(layer->cell).shape.gates * layer->hidden_size * columns;
+    return rows < SHARD_ROWS || weights * (int64_t)sizeof(real) >= FAR_WEIGHTS ? 1 : SHARDS;
+}
+
 static int shards_of(const frnn_layer *layer, const frnn_batch *batch) {
-    const int64_t weights =
-        cell_of(layer->cell).shape.gates * layer->hidden_size * (layer->input_size + layer->output_size);
-    const int few = batch->B < SHARDS * SHARD_SEQUENCES || total_rows(whole_of(batch)) < SHARD_ROWS;
-    return few || weights * (int64_t)sizeof(real) >= FAR_WEIGHTS ? 1 : SHARDS;
+    return batch->B < SHARDS * SHARD_SEQUENCES ? 1 : shards_of_rows(layer, total_rows(whole_of(batch)));
 }
 
 /* The sequences of shard i, into `order` if `fills`. Where all have one length a shard is those that the same workers
@@ -37,6 +41,21 @@ static frnn_batch shard_batch(const frnn_batch *batch, int shards, int i, int64_
     return own;
 }
 
+/* The workers of a call in gangs, and a worker as a member of its own. */
+typedef struct {
+    int gang, gangs;
+    frnn_worker worker;
+} gang_member;
+
+static gang_member member_of(const frnn_worker *w, int shards) {
+    gang_member member = {.gangs = w->size % shards ? 1 : shards, .worker = *w};
+    member.worker.size /= member.gangs;
+    member.worker.id %= member.worker.size;
+    member.gang = w->id / member.worker.size;
+    if (member.gangs > 1) member.worker.group = 2 * w->group + 1 + member.gang;
+    return member;
+}
+
 /* The arrays of a direction's weights or gradients. */
 enum { WEIGHT_ARRAYS = 6 };
 typedef struct {
@@ -46,13 +65,20 @@ typedef struct {
 
 static void weight_arrays_of(const frnn_layer *layer, frnn_weights *w, weight_array arrays[]) {
     const int64_t H = layer->hidden_size, O = layer->output_size, rows = cell_of(layer->cell).shape.gates * H;
-    const weight_array all[WEIGHT_ARRAYS] = {{&w->W, rows * layer->input_size},
-                                             {&w->R, rows * O},
+    const weight_array all[WEIGHT_ARRAYS] = {{&w->W, rows * layer->input_size * most(1, layer->contexts)},
+                                             {&w->R, layer->contexts ? 0 : rows * O},
                                              {&w->b_ih, rows},
                                              {&w->b_hh, rows},
-                                             {&w->P, O * H},
-                                             {&w->p, 3 * H}};
+                                             {&w->P, layer->contexts ? 0 : O * H},
+                                             {&w->p, layer->contexts ? 0 : 3 * H}};
     memcpy(arrays, all, sizeof all);
+}
+
+/* Sums of a shard's own, for one direction. */
+static void take_sums(arena *a, const frnn_layer *layer, frnn_weights *sums) {
+    weight_array arrays[WEIGHT_ARRAYS];
+    weight_arrays_of(layer, sums, arrays);
+    for (int k = 0; k < WEIGHT_ARRAYS; ++k) *arrays[k].array = take_reals(a, arrays[k].reals);
 }
 
 typedef struct {
@@ -84,9 +110,7 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
             for (int k = 0; k < LENGTH(by_sequence); ++k) *by_sequence[k] = take_rows(a, B);
             real ***by_row[] = {&v->chunk.x, &v->chunk.h, &v->chunk.before, &v->chunk.kept, &v->chunk.dx};
             for (int k = 0; k < LENGTH(by_row); ++k) *by_row[k] = take_rows(a, rows);
-            weight_array sums[WEIGHT_ARRAYS];
-            weight_arrays_of(layer, &shard->sums[d], sums);
-            for (int k = 0; i > 0 && k < WEIGHT_ARRAYS; ++k) *sums[k].array = take_reals(a, sums[k].reals);
+            if (i > 0) take_sums(a, layer, &shard->sums[d]);
         }
         shard->order = take(a, shards > 1 ? (size_t)B : 0, sizeof(int64_t));
     }
@@ -125,19 +149,18 @@ static int64_t span_begin(const frnn_layer *layer, const frnn_batch *batch, int6
 }
 
 /* Of what a shard's own sums could be, those that are wanted: for the first shard the gradients. */
-static const frnn_weights *sums_of(const frnn_layer *layer, const frnn_weights *gradients, reverse_shard *shard,
-                                   int i) {
+static const frnn_weights *sums_of(const frnn_layer *layer, const frnn_weights *gradients, frnn_weights own[], int i) {
     if (i == 0 || !gradients) return gradients;
     for (int d = 0; d < layer->directions; ++d) {
         frnn_weights wanted = gradients[d];
         weight_array to[WEIGHT_ARRAYS], from[WEIGHT_ARRAYS];
         weight_arrays_of(layer, &wanted, to);
-        weight_arrays_of(layer, &shard->sums[d], from);
+        weight_arrays_of(layer, &own[d], from);
         for (int k = 0; k < WEIGHT_ARRAYS; ++k) {
             if (!*to[k].array) *from[k].array = NULL;
         }
     }
-    return shard->sums;
+    return own;
 }
 
 /* What this worker needs for a shard. */
@@ -179,22 +202,20 @@ static int reverse_span(reverse_call *c, const reverse_direction direction[], in
     return stopped;
 }
 
-/* The sums of the shards after the first, added to the gradients: each worker takes some of every array. */
-static void add_shards(const frnn_job *job, const frnn_worker *w, reverse_space *space, int shards) {
+/* The sums of a shard after the first, added to the gradients: each worker takes some of every array. */
+static void add_sums(const frnn_job *job, const frnn_worker *w, frnn_weights sums[]) {
     const frnn_weights *gradients = ((const frnn_backward_args *)job->args)->gradients;
-    for (int i = 1; i < shards; ++i) {
-        for (int d = 0; gradients && d < job->layer->directions; ++d) {
-            frnn_weights out = gradients[d];
-            weight_array to[WEIGHT_ARRAYS], from[WEIGHT_ARRAYS];
-            weight_arrays_of(job->layer, &out, to);
-            weight_arrays_of(job->layer, &space->shard[i].sums[d], from);
-            for (int k = 0; k < WEIGHT_ARRAYS; ++k) {
-                const int64_t vectors = *to[k].array ? divide_up(to[k].reals, VL) : 0;
-                for (int64_t v = part(w->id, w->size, vectors); v < part(w->id + 1, w->size, vectors); ++v) {
-                    real *sum = (real *)*to[k].array + v * VL;
-                    const int64_t n = to[k].reals - v * VL;
-                    store_upto(sum, v_add(load_upto(sum, n), load_upto((real *)*from[k].array + v * VL, n)), n);
-                }
+    for (int d = 0; gradients && d < job->layer->directions; ++d) {
+        frnn_weights out = gradients[d];
+        weight_array to[WEIGHT_ARRAYS], from[WEIGHT_ARRAYS];
+        weight_arrays_of(job->layer, &out, to);
+        weight_arrays_of(job->layer, &sums[d], from);
+        for (int k = 0; k < WEIGHT_ARRAYS; ++k) {
+            const int64_t vectors = *to[k].array ? divide_up(to[k].reals, VL) : 0;
+            for (int64_t v = part(w->id, w->size, vectors); v < part(w->id + 1, w->size, vectors); ++v) {
+                real *sum = (real *)*to[k].array + v * VL;
+                const int64_t n = to[k].reals - v * VL;
+                store_upto(sum, v_add(load_upto(sum, n), load_upto((real *)*from[k].array + v * VL, n)), n);
             }
         }
     }
@@ -206,12 +227,10 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     const frnn_backward_args *args = job->args;
     arena a = {.base = args->workspace};
     reverse_space space = reverse_space_of(job->layer, batch, job->threads, &a);
-    const int shards = shards_of(job->layer, batch), gangs = w->size % shards ? 1 : shards;
-    frnn_worker member = *w;
-    member.size /= gangs;
-    member.id %= member.size;
-    const int gang = w->id / member.size;
-    if (gangs > 1) member.group = 2 * w->group + 1 + gang;
+    const int shards = shards_of(job->layer, batch);
+    const gang_member own_gang = member_of(w, shards);
+    const int gang = own_gang.gang, gangs = own_gang.gangs;
+    const frnn_worker member = own_gang.worker;
 
     const int64_t own = w->id * divide_up(batch->B, shards);
     const reverse_rows rows = {space.rows.y + own,    space.rows.h + own,  space.rows.c + own,
@@ -222,7 +241,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     for (int i = gang; i < shards; i += gangs) {
         parts[i] = shard_batch(batch, shards, i, space.shard[i].order, member.id == 0);
         calls[i] = (reverse_call){job, args, job->layer, &parts[i], &member, .panel = panel, .rows = rows};
-        calls[i].sums = sums_of(job->layer, args->gradients, &space.shard[i], i);
+        calls[i].sums = sums_of(job->layer, args->gradients, space.shard[i].sums, i);
         calls[i].first = i > 0 || !args->add;
         for (int d = 0; d < job->layer->directions; ++d) { /* a gang has but one chunk at a time */
             space.shard[i].direction[d].chunk = space.shard[gang].direction[d].chunk;
@@ -243,7 +262,7 @@ static void reverse_work(void *argument, const frnn_worker *w) {
         }
         if (shards > 1) {
             frnn_barrier(w->group, w->size);
-            add_shards(job, w, &space, shards);
+            for (int i = 1; i < shards; ++i) add_sums(job, w, space.shard[i].sums);
             stopped = leave(job, w->group, w->id, w->size);
         }
         if (stopped) return;
