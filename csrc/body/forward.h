@@ -202,7 +202,7 @@ typedef struct {
     const frnn_worker *worker;
     const forward_shape *shape;
     int64_t H, from[2], to[2];
-    int keep, tangents;
+    int keep, streams, tangents;
     int begins_with_zeros; /* are all products of R with the initial states zero? */
     const real *packed;
     real **h, **c, **y, **record; /* for each of the worker's sequences */
@@ -222,7 +222,8 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const int far = p->far, fetches = far && rows >= ROWS_ENOUGH;
     const int64_t K = c->begins_with_zeros && t == 0 && i == 0 ? 0 : p->K;
     forward_point point = {
-        .stage = i, .keep = c->keep, .kept_step = f->kept_step, .a_step = f->step, .p_step = f->p_step};
+        .stage = i, .keep = c->keep, .streams = c->streams, .kept_step = f->kept_step, .a_step = f->step};
+    point.p_step = f->p_step;
     point.p = c->packed + f->p;
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * f->kept_step : 0;
@@ -340,6 +341,14 @@ static frnn_batch scattered(const frnn_batch *batch, const share *s, const packi
     return own;
 }
 
+/* Is the record, whose rows hold so many directions, to go past the caches? */
+static int streams_record(const frnn_batch *batch, const frnn_rows *kept, const forward_shape *f, int directions) {
+    const int64_t row = directions * f->kept * f->kept_step;
+    const int lines = f->kept_step % LINE == 0 && kept->time_step % LINE == 0 && kept->sequence_step % LINE == 0;
+    return sizeof(vec) == LINE_BYTES && lines && (uintptr_t)kept->data % LINE_BYTES == 0 && kept->data &&
+           (double)total_rows(batch) * (double)row * sizeof(real) >= STREAMED_RECORD;
+}
+
 static int all_zero(const real *values, int64_t n) {
     int others = 0;
     for (int64_t i = 0; i < n; ++i) others |= values[i] != 0;
@@ -359,6 +368,7 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
     const int inputs = args->x.data != NULL; /* or they are tangents that are zero */
     forward_call c = {
         job, w, &f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
+    c.streams = streams_record(batch, &args->kept, &f, layer->directions);
     c.tangents = record != NULL;
     for (int i = 0; i < f.stages; ++i) {
         c.from[i] = first_panel(s, f.stage[i].h.panels);

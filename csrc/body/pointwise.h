@@ -73,6 +73,7 @@ typedef struct {
 /* Units [unit, unit + n) of `rows` sequences at one step. A record's columns are kept_step apart. */
 typedef struct {
     int rows, vecs, stage, keep;
+    int streams; /* does what is kept go past the caches? Its vectors are whole lines then */
     int64_t unit, n, kept_step;
     const real *a; /* pre-activations, a_step from row to row and a_column from column to column */
     int64_t a_step, a_column;
@@ -134,8 +135,15 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
             } else {
                 equations(variant, stage, &v);
             }
-            UNROLL for (int k = 0; k < s.kept; ++k) {
-                if (store >> k & 1) store_upto(p->record[r] + k * p->kept_step + unit, v.kept[k], n);
+            if (keep && p->streams && n >= VL) {
+                UNROLL for (int k = 0; k < s.kept; ++k) {
+                    real *kept = p->record[r] + k * p->kept_step + unit;
+                    if (store >> k & 1) (s.lasting >> k & 1 ? v_store : v_stream)(kept, v.kept[k]);
+                }
+            } else {
+                UNROLL for (int k = 0; k < s.kept; ++k) {
+                    if (store >> k & 1) store_upto(p->record[r] + k * p->kept_step + unit, v.kept[k], n);
+                }
             }
             if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
         }
