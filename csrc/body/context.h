@@ -414,8 +414,9 @@ static void context_reverse_work(void *argument, const frnn_worker *w) {
     const gang_member own = member_of(w, shards);
     arena a = {.base = args->workspace};
     context_reverse_space s = context_reverse_space_of(layer, job->batch, job->threads, &a);
-    context_reverse_call c = {.call = {job, args, layer, job->batch, &own.worker}, .shape = f, .total = total};
-    c.call.panel = s.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
+    real *panel = s.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
+    context_reverse_call c = {
+        .call = {job, args, layer, job->batch, &own.worker, .panel = panel}, .shape = f, .total = total};
     c.call.shape.cell = cell_of(layer->cell);
     c.call.shape.step = f.step;
     c.dx = s.dx + w->id * f.reverse_rows * width;
