@@ -16,16 +16,34 @@
 
 #define EXP_RANGE BY_BITS(88, 709)
 #define EXPONENT_BIAS BY_BITS(0x1.8p23f + REAL_BIAS, 0x1.8p52 + REAL_BIAS)
-#define TANH_RANGE BY_BITS(20, 40)
+#define TANH_RANGE BY_BITS(9.03f, 40)
+#define TANH_SLOPE 3.32f
 #define LN2 BY_BITS(0.693147181f, 0.69314718055994531)
 #define LN2_HIGH BY_BITS(0x1.62e4p-1f, 0x1.62e42fefa38p-1)
 #define LN2_LOW BY_BITS(0x1.7f7d1cp-20f, 0x1.ef35793c7673p-45)
 #define LOG2_E BY_BITS(1.44269504f, 1.4426950408889634)
-#define TANH_SPLIT BY_BITS(0.5625f, 0.5625)
+#define TANH_SPLIT 0.5625
+enum { TANH_PARTS = 8, TANH_DEGREE = 7 };
 
 #if FRNN_BITS == 32
 static const real exp_q[] = {4.9999994e-01f, 1.6666521e-01f, 4.166839e-02f, 8.36871e-03f, 1.3814608e-03f};
-static const real tanh_p[] = {-3.3333313e-01f, 1.3332443e-01f, -5.383673e-02f, 2.1005271e-02f, -6.177371e-03f};
+static const real tanh_centre[TANH_PARTS] = {0,         0,          0.6023987f, 1.5068012f,
+                                             2.405711f, 3.6036024f, 5.4430604f, 7.859615f};
+static const real tanh_c[TANH_DEGREE + 1][TANH_PARTS] = {
+    {1, 1, 0.5387542f, 0.90636975f, 0.98385876f, 0.99851865f, 0.99996257f, 0.9999997f},
+    {0, 7.4213945e-05f, 0.70974326f, 0.17849389f, 0.03202197f, 0.0029605145f, 7.484236e-05f, 5.9587194e-07f},
+    {-1.348673e-07f, -0.0012399758f, -0.38234964f, -0.16178134f, -0.03150432f, -0.0029561953f, -7.5010255e-05f,
+     -5.9727984e-07f},
+    {-0.33332494f, -0.3245291f, -0.03099028f, 0.08713572f, 0.020321233f, 0.0019648995f, 5.0072118e-05f, 3.989065e-07f},
+    {-1.7274875e-04f, -0.03438792f, 0.14685504f, -0.025058538f, -0.009504933f, -9.75503e-04f, -2.4326231e-05f,
+     -1.936968e-07f},
+    {0.13493642f, 0.21271122f, -0.062452506f, -0.0023730379f, 0.0032890656f, 3.8600565e-04f, 9.623578e-06f,
+     7.634282e-08f},
+    {-0.007166184f, -0.10614991f, -0.006925981f, 0.0070747025f, -7.0452155e-04f, -1.309206e-04f, -4.0414016e-06f,
+     -3.2238834e-08f},
+    {-0.04057738f, 0.014949793f, 0.009695668f, -0.0038922082f, -1.8647172e-06f, 3.4604956e-05f, 1.2004858e-06f,
+     9.735915e-09f},
+};
 #else
 static const real exp_q[] = {0.5000000000000011,     0.16666666666666413,    0.04166666666653025,
                              0.008333333333494335,   0.001388888894360135,   0.00019841269506790164,
@@ -38,37 +56,46 @@ static const real tanh_p[] = {-0.33333333333333276,   0.13333333333322941,   -0.
 #endif
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 
-/* c[0] + c[1] x + ... + c[n-1] x^(n-1), by Horner's rule */
-INLINE vec polynomial(const real *c, int n, vec x) {
-    vec p = v_set1(c[n - 1]);
-    for (int i = n - 2; i >= 0; --i) p = v_fma(p, x, v_set1(c[i]));
-    return p;
-}
-
-/* x = n ln2 + r: n + EXPONENT_BIAS, where the last bits of the mantissa are the exponent of 2^n; and r. */
-INLINE vec biased_ln2(vec x) { return v_fma(x, v_set1(LOG2_E), v_set1(EXPONENT_BIAS)); }
+/* -x = n ln2 - r: n + EXPONENT_BIAS, where the last bits of the mantissa are the exponent of 2^n; and r. */
+INLINE vec biased_ln2(vec x) { return v_fma(x, v_set1(-LOG2_E), v_set1(EXPONENT_BIAS)); }
 INLINE vec rest_ln2(vec x, vec biased) {
     const vec n = v_sub(biased, v_set1(EXPONENT_BIAS));
-    return v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), x));
+    return v_fma(n, v_set1(LN2_LOW), v_fma(n, v_set1(LN2_HIGH), x));
 }
 
-/* e^r - 1 */
-INLINE vec exp_rest(vec r) { return v_fma(v_mul(r, r), polynomial(exp_q, LENGTH(exp_q), r), r); }
+/* 1 - e^-r */
+INLINE vec fall(vec r) {
+    vec q = v_set1(exp_q[LENGTH(exp_q) - 1]);
+    for (int i = LENGTH(exp_q) - 2; i >= 0; --i) q = v_fnma(q, r, v_set1(exp_q[i]));
+    return v_fnma(v_mul(r, r), q, r);
+}
 
 INLINE vec v_exp(vec x) {
-    const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE + 1), x)), biased = biased_ln2(bounded);
+    const vec bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE + 1), x));
+    const vec minus = v_sub(v_set1(0), bounded), biased = biased_ln2(minus);
     const vec most = v_min(v_set1(EXPONENT_BIAS + REAL_BIAS), biased); /* what an exponent holds: at times one less */
-    const vec e = v_mul(v_add(v_set1(1), exp_rest(rest_ln2(bounded, biased))), v_exponent(most));
+    const vec e = v_mul(v_sub(v_set1(1), fall(rest_ln2(minus, biased))), v_exponent(most));
     return v_fma(v_sub(biased, most), e, e);
 }
 
+#if FRNN_BITS == 32
+INLINE vec v_tanh(vec x) {
+    const vec magnitude = v_min(v_set1(TANH_RANGE), v_abs(x));
+    const vec_index part = v_index(v_fma(magnitude, v_set1(TANH_SLOPE), v_set1(2)));
+    const vec t = v_sub(magnitude, v_lookup(tanh_centre, part));
+    vec q = v_lookup(tanh_c[TANH_DEGREE], part);
+    for (int i = TANH_DEGREE - 1; i > 0; --i) q = v_fma(q, t, v_lookup(tanh_c[i], part));
+    return v_copysign(v_fma(q, t, v_min(v_lookup(tanh_c[0], part), magnitude)), x);
+}
+#else
 INLINE vec up_to_split(vec magnitude, vec small, vec large) {
     return v_select_le(magnitude, v_set1(TANH_SPLIT), small, large);
 }
 
 INLINE vec v_tanh(vec x) {
     const vec one = v_set1(1), magnitude = v_abs(x);
-    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude)), biased = biased_ln2(twice);
+    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude));
+    const vec biased = v_fma(twice, v_set1(LOG2_E), v_set1(EXPONENT_BIAS));
     const vec r = v_fnma(v_sub(biased, v_set1(EXPONENT_BIAS)), v_set1(LN2), twice), scale = v_exponent(biased);
     const vec a = up_to_split(magnitude, magnitude, r), u = up_to_split(magnitude, v_mul(x, x), r);
     vec p = v_set1(0);
@@ -81,11 +108,12 @@ INLINE vec v_tanh(vec x) {
     const vec large = v_sub(one, v_div(v_set1(2), v_fma(value, scale, v_add(one, scale))));
     return v_copysign(up_to_split(magnitude, value, large), x);
 }
+#endif
 
 INLINE vec v_logistic(vec x) {
-    const vec one = v_set1(1), power = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), v_sub(v_set1(0), x)));
-    const vec biased = biased_ln2(power), scale = v_exponent(biased);
-    const vec lesser = v_fma(exp_rest(rest_ln2(power, biased)), scale, v_min(one, scale));
+    const vec one = v_set1(1), bounded = v_max(v_set1(-EXP_RANGE), v_min(v_set1(EXP_RANGE), x));
+    const vec biased = biased_ln2(bounded), scale = v_exponent(biased);
+    const vec lesser = v_fnma(fall(rest_ln2(bounded, biased)), scale, v_min(one, scale));
     return v_div(one, v_add(lesser, v_max(one, scale)));
 }
 

@@ -22,6 +22,9 @@ typedef int64_t real_int;
 #error "FRNN_BITS is 32 or 64"
 #endif
 
+/* A table of eight float32 is entered by the last two bits of an exponent and the first one of its mantissa. */
+#define TABLE_SHIFT (REAL_MANTISSA - 1)
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Before a loop of few turns: unrolled whole and early, so that an array it indexes becomes registers. */

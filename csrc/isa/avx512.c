@@ -50,6 +50,12 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
 }
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), REAL_MANTISSA)); }
+/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there */
+typedef __m512i vec_index;
+INLINE vec_index v_index(vec a) { return _mm512_srli_epi32(_mm512_castps_si512(a), TABLE_SHIFT); }
+INLINE vec v_lookup(const real *table, vec_index at) {
+    return _mm512_permutexvar_ps(at, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
+}
 INLINE vec v_zip_lo(vec a, vec b) {
     const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     return _mm512_permutex2var_ps(a, index, b);

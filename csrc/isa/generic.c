@@ -46,6 +46,12 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose((vec_int)(
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return (vec)((vec_int)a << REAL_MANTISSA); }
 #if FRNN_BITS == 32
+/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there */
+typedef vec_int vec_index;
+INLINE vec_index v_index(vec a) { return (vec_int)a >> TABLE_SHIFT & 7; }
+INLINE vec v_lookup(const real *table, vec_index at) {
+    return (vec){table[at[0]], table[at[1]], table[at[2]], table[at[3]]};
+}
 INLINE vec v_zip_lo(vec a, vec b) { return (vec){a[0], b[0], a[1], b[1]}; }
 INLINE vec v_zip_hi(vec a, vec b) { return (vec){a[2], b[2], a[3], b[3]}; }
 #else

@@ -59,4 +59,17 @@ INLINE vec v_zip_hi(vec a, vec b) { return OP(vzip2q)(a, b); }
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return AS_REAL(BITS(vshlq_n)(AS_BITS(a), REAL_MANTISSA)); }
 
+#if FRNN_BITS == 32
+/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there, found byte by byte */
+typedef uint8x16_t vec_index;
+INLINE vec_index v_index(vec a) {
+    const uint32x4_t entry = vandq_u32(vshrq_n_u32(AS_BITS(a), TABLE_SHIFT), vdupq_n_u32(7));
+    return vreinterpretq_u8_u32(vmlaq_n_u32(vdupq_n_u32(0x03020100), entry, 0x04040404));
+}
+INLINE vec v_lookup(const real *table, vec_index at) {
+    const uint8x16x2_t bytes = {{vreinterpretq_u8_f32(v_load(table)), vreinterpretq_u8_f32(v_load(table + 4))}};
+    return vreinterpretq_f32_u8(vqtbl2q_u8(bytes, at));
+}
+#endif
+
 #include "../body/body.h"
