@@ -107,15 +107,17 @@ int frnn_asks(frnn_job *job) {
     return answer;
 }
 
-/* Below this many multiply-adds a call is over before another thread has woken. */
+/* Below this many multiply-adds a call is over before another thread has woken; and a step, before one that spins has
+ * taken it up. */
 #define MACS_EACH 4e6
+#define MACS_OF_STEP 1e6
 /* To pack one weight takes as long as this many. */
 #define PACK_MACS 32
 /* In a recurrent product, to read one weight from a cache that cores share takes as long as this many: with fewer
  * sequences that is what takes time. Other products read it once for many steps. */
 #define READ_MACS 3
 
-static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes) {
+static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch *batch, double passes, double each) {
     double steps = (double)batch->T * (double)batch->B;
     if (batch->lengths) {
         steps = 0;
@@ -124,12 +126,12 @@ static int useful_threads(int threads, const frnn_layer *layer, const frnn_batch
     const double macs =
         passes * steps * layer->directions * frnn_layer_shape(layer).gates * (double)layer->hidden_size *
         ((double)layer->input_size * (layer->contexts > 0 ? layer->contexts : 1) + (double)layer->hidden_size);
-    const double useful = 1 + macs / MACS_EACH;
+    const double useful = 1 + macs / each;
     return useful < threads ? (int)useful : threads;
 }
 
-static frnn_status run(void (*work)(void *, const frnn_worker *), frnn_job *job, int threads) {
-    frnn_run(threads, work_flushed, &(flushed_work){work, job});
+static frnn_status run(void (*work)(void *, const frnn_worker *), frnn_job *job, int threads, int ready) {
+    frnn_run(threads, ready, work_flushed, &(flushed_work){work, job});
     return atomic_load(&job->stopped) ? FRNN_STOPPED : FRNN_OK;
 }
 
@@ -182,7 +184,8 @@ frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer,
     if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
     frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
     const frnn_batch one_step = {.T = 1, .B = 1};
-    return run(kernels_of(isa, layer, pass)->pack, &job, useful_threads(threads, layer, &one_step, PACK_MACS));
+    const int useful = useful_threads(threads, layer, &one_step, PACK_MACS, MACS_EACH);
+    return run(kernels_of(isa, layer, pass)->pack, &job, useful, useful);
 }
 
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
@@ -198,8 +201,10 @@ static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *laye
     job.interrupt = interrupt;
     const double passes = pass == FRNN_BACKWARD ? 2 : 1;
     const int reads = frnn_layer_shape(layer).h && batch->B > 0 && batch->B < READ_MACS;
-    const double reading = reads ? READ_MACS / (double)batch->B : 1;
-    return run(kernels_of(isa, layer, pass)->work, &job, useful_threads(threads, layer, batch, passes * reading));
+    const double costs = passes * (reads ? READ_MACS / (double)batch->B : 1);
+    const int useful = useful_threads(threads, layer, batch, costs, MACS_EACH);
+    const int ready = batch->T == 1 ? useful_threads(threads, layer, batch, costs, MACS_OF_STEP) : useful;
+    return run(kernels_of(isa, layer, pass)->work, &job, useful, ready);
 }
 
 frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
@@ -266,7 +271,7 @@ static void limit_work(void *argument, const frnn_worker *w) {
 int64_t frnn_fma_loop(const frnn_isa *isa, int threads, frnn_dtype dtype, int64_t rounds) {
     if (!dtype_fits(dtype)) return 0;
     limit_job job = {.kernels = isa->kernels[dtype], .rounds = rounds};
-    frnn_run(threads, limit_work, &job);
+    frnn_run(threads, threads, limit_work, &job);
     return job.done;
 }
 
@@ -274,6 +279,6 @@ int64_t frnn_read_loop(const frnn_isa *isa, int threads, const void *data, int64
     if (threads < 1) return 0;
     limit_job job = {.kernels = isa->kernels[FRNN_F32], .data = data, .rounds = rounds};
     job.part = bytes / threads / 4096 * 4096;
-    frnn_run(threads, limit_work, &job);
+    frnn_run(threads, threads, limit_work, &job);
     return job.done;
 }

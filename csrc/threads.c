@@ -17,8 +17,9 @@
 #include "fastrnn.h"
 #include "threads.h"
 
-enum { MAX_WORKERS = 256, SPINS = 16000, MEASURED = 6 /* barriers */ };
+enum { MAX_WORKERS = 256, SPINS = 16000, BEATS = 20, MEASURED = 6 /* barriers */ };
 #define MEASURED_FOR 1e7 /* ns */
+#define SOON 1e5         /* ns */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -44,25 +45,32 @@ static void event_init(event *e) {
     pthread_cond_init(&e->changed, NULL);
 }
 
-static void event_wait(event *e, unsigned old, int spins) {
-    for (int i = 0; i < spins; ++i) {
-        if (atomic_load_explicit(&e->value, memory_order_acquire) != old) return;
-        pause_briefly();
+/* Spins, then sleeps, and when roused does the same again. `beat` goes on as long as it spins. */
+static void event_wait(event *e, unsigned old, int spins, atomic_int *beat) {
+    while (atomic_load_explicit(&e->value, memory_order_acquire) == old) {
+        for (int i = 0; i < spins; ++i) {
+            if (atomic_load_explicit(&e->value, memory_order_acquire) != old) return;
+            if (beat) atomic_store_explicit(beat, i, memory_order_relaxed);
+            pause_briefly();
+        }
+        pthread_mutex_lock(&e->mutex);
+        atomic_fetch_add(&e->sleepers, 1);
+        if (atomic_load(&e->value) == old) pthread_cond_wait(&e->changed, &e->mutex);
+        atomic_fetch_sub(&e->sleepers, 1);
+        pthread_mutex_unlock(&e->mutex);
     }
+}
+
+static void event_rouse(event *e) {
+    if (atomic_load(&e->sleepers) == 0) return;
     pthread_mutex_lock(&e->mutex);
-    atomic_fetch_add(&e->sleepers, 1);
-    while (atomic_load(&e->value) == old) pthread_cond_wait(&e->changed, &e->mutex);
-    atomic_fetch_sub(&e->sleepers, 1);
+    pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->mutex);
 }
 
 static void event_advance(event *e) {
     atomic_fetch_add(&e->value, 1);
-    if (atomic_load(&e->sleepers) != 0) {
-        pthread_mutex_lock(&e->mutex);
-        pthread_cond_broadcast(&e->changed);
-        pthread_mutex_unlock(&e->mutex);
-    }
+    event_rouse(e);
 }
 
 typedef struct {
@@ -76,7 +84,7 @@ static void barrier_wait(barrier *b, int members, int spins) {
         atomic_store(&b->arrived, 0);
         event_advance(&b->passed);
     } else {
-        event_wait(&b->passed, turn, spins);
+        event_wait(&b->passed, turn, spins, NULL);
     }
 }
 
@@ -85,7 +93,19 @@ typedef struct {
     _Alignas(64) event started;
     pthread_t thread;
     int id;
+    _Alignas(64) atomic_int beat;
 } seat;
+
+/* Does a thread spin at its seat, and on a processor? */
+static int is_ready(const seat *s) {
+    if (atomic_load(&s->started.sleepers) != 0) return 0;
+    const int beat = atomic_load_explicit(&s->beat, memory_order_relaxed);
+    for (int i = 0; i < BEATS; ++i) {
+        if (atomic_load_explicit(&s->beat, memory_order_relaxed) != beat) return 1;
+        pause_briefly();
+    }
+    return 0;
+}
 
 static struct {
     pthread_mutex_t busy; /* held by the caller whose job runs */
@@ -100,6 +120,7 @@ static struct {
     int size;
     int measures;         /* does the job end with a measurement of meeting? */
     double meeting, when; /* as in frnn_worker, and when that was measured */
+    double asked;         /* when the last job was that pays with threads that spin */
     atomic_int spins;
     barrier groups[FRNN_GROUPS];
     atomic_int unfinished;
@@ -179,7 +200,7 @@ static void team_work(int id) {
 static void *team_thread(void *own_seat) {
     seat *own = own_seat;
     for (unsigned turn = 0;; ++turn) {
-        event_wait(&own->started, turn, team.spins);
+        event_wait(&own->started, turn, team.spins, &own->beat);
         team_work(own->id);
         if (atomic_fetch_sub(&team.unfinished, 1) == 1) event_advance(&team.finished);
     }
@@ -200,21 +221,31 @@ static void team_grow(int threads) {
     }
 }
 
-void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
-    const frnn_worker alone = {.size = 1, .caller = 1};
-    if (threads > 1) team_ready();
-    if (threads <= 1 || pthread_mutex_trylock(&team.busy) != 0) {
-        work(argument, &alone);
-        return;
+/* How many workers there are for a job that pays with `threads` of them if they have to be woken, and with `ready` if
+ * they spin. Where such jobs follow each other, threads that sleep are roused for the next one. */
+static int workers_for(int threads, int ready) {
+    int soon = 0;
+    if (ready > threads) {
+        const double now = frnn_now();
+        soon = now - team.asked < SOON;
+        team.asked = now;
+        if (ready > frnn_processors()) ready = threads;
+        if (soon) team.spins = SPINS;
     }
-    team_grow((threads < MAX_WORKERS ? threads : MAX_WORKERS) - 1);
-    const int size = threads < team.threads + 1 ? threads : team.threads + 1;
+    team_grow((soon ? ready : threads) - 1);
+    int size = threads < team.threads + 1 ? threads : team.threads + 1;
+    while (size < ready && size <= team.threads && is_ready(&team.seats[size])) ++size;
+    for (int id = size; soon && id < ready && id <= team.threads; ++id) event_rouse(&team.seats[id].started);
+    return size;
+}
+
+static void team_run(int size, void (*work)(void *, const frnn_worker *), void *argument) {
     const unsigned turn = atomic_load(&team.finished.value);
     team.work = work;
     team.argument = argument;
     team.size = size;
     team.spins = size <= frnn_processors() ? SPINS : 0;
-    team.measures = size > 1 && team.spins && frnn_now() - team.when > MEASURED_FOR;
+    team.measures = team.spins && frnn_now() - team.when > MEASURED_FOR;
     team_spread(size);
     atomic_store(&team.unfinished, size);
     for (int id = 1; id < size; ++id) event_advance(&team.seats[id].started);
@@ -222,9 +253,21 @@ void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worke
     if (atomic_fetch_sub(&team.unfinished, 1) == 1) {
         event_advance(&team.finished);
     } else {
-        event_wait(&team.finished, turn, team.spins);
+        event_wait(&team.finished, turn, team.spins, NULL);
     }
-    pthread_mutex_unlock(&team.busy);
+}
+
+void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
+    const frnn_worker alone = {.size = 1, .caller = 1};
+    const int most = ready < MAX_WORKERS ? ready : MAX_WORKERS;
+    if (most > 1) team_ready();
+    if (most > 1 && pthread_mutex_trylock(&team.busy) == 0) {
+        const int size = workers_for(threads < most ? threads : most, most);
+        if (size > 1) team_run(size, work, argument);
+        pthread_mutex_unlock(&team.busy);
+        if (size > 1) return;
+    }
+    work(argument, &alone);
 }
 
 double frnn_now(void) {

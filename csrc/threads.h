@@ -16,9 +16,9 @@ typedef struct {
     double meeting; /* nanoseconds that a barrier takes for each of its members: measured now and then */
 } frnn_worker;
 
-/* Runs work(argument, worker) on up to `threads` workers. If the team is at work for another caller, or no more threads
- * can be had, on fewer: worker.size tells. */
-void frnn_run(int threads, void (*work)(void *argument, const frnn_worker *worker), void *argument);
+/* Runs work(argument, worker) on up to `threads` workers, or on up to `ready` of them, if that is more, as far as they
+ * still spin. If the team is at work for another caller, or no more threads can be had, on fewer: worker.size tells. */
+void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_worker *worker), void *argument);
 
 /* The quota of processors that control groups put on this process, rounded up, or INT_MAX. */
 int frnn_quota(void);

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -46,6 +47,29 @@ def test_calls_from_many_threads_at_once(row, dtype, pool, rng):
 
     with using_threads(pool), ThreadPoolExecutor(CALLERS) as callers:
         assert all(callers.map(caller, range(CALLERS)))
+
+
+@pytest.mark.parametrize("cls", ["RNN", "LSTM", "GRU"])
+def test_steps_beside_threads_that_spin_or_sleep(cls, rng):
+    """A single step is shared with threads that still spin, roused for it where steps follow each other, and not with
+    those that sleep: the bits are the same, for several callers at once too."""
+    layer = getattr(fastrnn, cls)(512, 512, seed=0).frozen()
+    x = normal(rng, (120, 1, 512), np.float32)
+
+    def run(pauses):
+        state, outputs = None, {}
+        for t, x_t in enumerate(x):
+            y, state = layer.step(x_t, state)
+            outputs[f"step {t}"] = y
+            if pauses and t % 30 == 29:
+                time.sleep(0.002)  # longer than a thread spins
+        return outputs
+
+    with using_threads(1):
+        want = run(False)
+    with using_threads(2), ThreadPoolExecutor(3) as callers:
+        for got in [run(False), run(True), *callers.map(run, [False, True, False])]:
+            assert_same_bits(got, want)
 
 
 FORK = """

@@ -1,18 +1,25 @@
 /* exp, tanh and the logistic function on vectors.
  *
- * e^x = 2^n (1 + p): Cody & Waite (1980) reduction x = n ln2 + r with n the nearest whole number, so that |r| <= ln2 /
- * 2, then p = e^r - 1 = r + r^2 q(r) with q a minimax polynomial there. Its error, relative to e^r: 2^-28.0 (float32),
- * 2^-56.3 (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or infinity.
+ * e^-x = 2^n (1 + p): Cody & Waite (1980) reduction -x = n ln2 - r with n the nearest whole number, so that |r| is at
+ * most ln2 / 2, then p = e^-r - 1 = r^2 q(-r) - r with q a minimax polynomial there. Its error, relative to e^-r:
+ * 2^-28.0 (float32), 2^-56.3 (float64). Inputs are taken to [-EXP_RANGE, EXP_RANGE], beyond which the result is 0 or
+ * infinity.
  *
- * tanh: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-29.4, 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond, with
- * the sign of x. Both polynomials take the same operations, so there is but one, whose argument and coefficients are
- * chosen lane by lane. There ln2 need not be in two parts: the larger n, the less the error of e counts. From half of
- * TANH_RANGE on the result is 1.
+ * tanh, float32: with t = |x| - centre, c_0 + t (c_1 + c_2 t + ... + c_7 t^6), centre and minimax coefficients from
+ * tables of the eight parts of [0, TANH_RANGE] that begin at 0, 0.30, 0.60, 1.20, 1.81, 3.01, 4.22 and 6.63: where
+ * TANH_SLOPE |x| + 2 is 2, 3, 4, 6, 8 ... 24, so that its first bits say which. c_0 is tanh centre, for centres chosen
+ * so that it is nearly exact in float32 (2^-29), and |x| itself in the first two parts, whose centre is 0. The error of
+ * a polynomial is at most 2^-26.1 of the result.
+ *
+ * tanh, float64: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond. Both
+ * polynomials take the same operations, so there is but one, whose argument and coefficients are chosen lane by lane.
+ * There ln2 need not be in two parts: the larger n, the less the error of e counts.
  *
  * logistic: 1 / (1 + e^-x), with 2^n p added to the smaller of 1 and 2^n, then the larger one: so it is mostly the last
  * addition whose rounding counts.
  *
- * All are within 2 ULP, and in float32 monotone; results below the smallest normal number are flushed to zero. */
+ * All are within 2 ULP (tanh in float32 .95, 1.3 where a multiply-add rounds twice), and in float32 monotone; results
+ * below the smallest normal number are flushed to zero. */
 
 #define EXP_RANGE BY_BITS(88, 709)
 #define EXPONENT_BIAS BY_BITS(0x1.8p23f + REAL_BIAS, 0x1.8p52 + REAL_BIAS)
@@ -27,21 +34,20 @@ enum { TANH_PARTS = 8, TANH_DEGREE = 7 };
 
 #if FRNN_BITS == 32
 static const real exp_q[] = {4.9999994e-01f, 1.6666521e-01f, 4.166839e-02f, 8.36871e-03f, 1.3814608e-03f};
-static const real tanh_centre[TANH_PARTS] = {0,         0,          0.6023987f, 1.5068012f,
-                                             2.405711f, 3.6036024f, 5.4430604f, 7.859615f};
+static const real tanh_centre[TANH_PARTS] = {0, 0, 0.6023987f, 1.5068012f, 2.405711f, 3.6036024f, 6.005277f, 7.859615f};
 static const real tanh_c[TANH_DEGREE + 1][TANH_PARTS] = {
-    {1, 1, 0.5387542f, 0.90636975f, 0.98385876f, 0.99851865f, 0.99996257f, 0.9999997f},
-    {0, 7.4213945e-05f, 0.70974326f, 0.17849389f, 0.03202197f, 0.0029605145f, 7.484236e-05f, 5.9587194e-07f},
-    {-1.348673e-07f, -0.0012399758f, -0.38234964f, -0.16178134f, -0.03150432f, -0.0029561953f, -7.5010255e-05f,
+    {1, 1, 0.5387542f, 0.90636975f, 0.98385876f, 0.99851865f, 0.99998784f, 0.9999997f},
+    {0, 7.4213945e-05f, 0.70974326f, 0.17849389f, 0.03202197f, 0.0029605145f, 2.4375488e-05f, 5.9587194e-07f},
+    {-1.348673e-07f, -0.0012399758f, -0.38234964f, -0.16178134f, -0.03150432f, -0.0029561953f, -2.4206e-05f,
      -5.9727984e-07f},
-    {-0.33332494f, -0.3245291f, -0.03099028f, 0.08713572f, 0.020321233f, 0.0019648995f, 5.0072118e-05f, 3.989065e-07f},
-    {-1.7274875e-04f, -0.03438792f, 0.14685504f, -0.025058538f, -0.009504933f, -9.75503e-04f, -2.4326231e-05f,
+    {-0.33332494f, -0.3245291f, -0.03099028f, 0.08713572f, 0.020321233f, 0.0019648995f, 1.5695761e-05f, 3.989065e-07f},
+    {-1.7274875e-04f, -0.03438792f, 0.14685504f, -0.025058538f, -0.009504933f, -9.75503e-04f, -8.99606e-06f,
      -1.936968e-07f},
-    {0.13493642f, 0.21271122f, -0.062452506f, -0.0023730379f, 0.0032890656f, 3.8600565e-04f, 9.623578e-06f,
+    {0.13493642f, 0.21271122f, -0.062452506f, -0.0023730379f, 0.0032890656f, 3.8600565e-04f, 3.858684e-06f,
      7.634282e-08f},
-    {-0.007166184f, -0.10614991f, -0.006925981f, 0.0070747025f, -7.0452155e-04f, -1.309206e-04f, -4.0414016e-06f,
+    {-0.007166184f, -0.10614991f, -0.006925981f, 0.0070747025f, -7.0452155e-04f, -1.309206e-04f, 6.3220733e-07f,
      -3.2238834e-08f},
-    {-0.04057738f, 0.014949793f, 0.009695668f, -0.0038922082f, -1.8647172e-06f, 3.4604956e-05f, 1.2004858e-06f,
+    {-0.04057738f, 0.014949793f, 0.009695668f, -0.0038922082f, -1.8647172e-06f, 3.4604956e-05f, 1.1931666e-06f,
      9.735915e-09f},
 };
 #else

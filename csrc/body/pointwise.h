@@ -5,7 +5,7 @@
  * In a row of pre-activations the columns stand a_column apart, without gaps: past a column's units come those of the
  * next one. In reverse a row has one column, dh_t, in whole vectors. */
 
-enum { NONE = -1, COLUMNS = 4, KEPT = 5 };
+enum { NONE = -1, COLUMNS = 4, KEPT = 5, OUTPUT = 2, PASSED = 2 };
 
 typedef struct {
     int gates;          /* G: blocks of H rows in W, R and the biases */
@@ -19,8 +19,10 @@ typedef struct {
     int y_in_reverse;   /* or y_t? */
     int direct;         /* does a gradient go from step to step past the products? It begins as dJ/dcT */
     int kept;           /* columns of the record of a step */
-    unsigned given[2];  /* bit by bit: those that each stage of the equations gives, */
+    unsigned given[3];  /* bit by bit: those that each stage of the equations gives, */
     unsigned lasting;   /* and those needed later in forward, even when there is no backward to come */
+    int output;         /* do the equations find the output in a stage, OUTPUT, of its own */
+    int passed[PASSED]; /* from these columns of the record? */
     int c;              /* the record's column that is the state c_t, or NONE */
     int second;         /* the record's column that a second stage multiplies (by R for the columns past h), or NONE */
     unsigned deltas[2]; /* with two stages: the columns of deltas that each stage of the derivative gives */
@@ -109,25 +111,27 @@ INLINE void load_recorded(const cell_shape s, const recorded_rows *at, int r, in
 typedef void forward_equations(int variant, int stage, forward_values *v);
 typedef void tangent_equations(int variant, int stage, forward_values *v, const reverse_values *at);
 
-/* From pre-activations to the output and the record; `keep` all of it, or what lasts. Or, given these, tangents,
- * through the derivatives of the equations at what is recorded. */
-INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
-                         forward_equations *equations, tangent_equations *derivatives, const forward_point *p) {
-    const int columns = s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
+/* One stage of the equations, or its tangents, through the derivatives of the equations at what is recorded; `keep` all
+ * of the record, or what lasts. */
+INLINE void forward_stage_tile(const cell_shape s, const int variant, const int stage, const int keep,
+                               forward_equations *equations, tangent_equations *derivatives, const forward_point *p,
+                               int rows, int vecs, vec (*passed)[PASSED]) {
+    const int columns = stage == OUTPUT ? 0 : s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
     const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
     const unsigned load = stage == 1 ? s.lasting : 0;
-    for (int r = 0; r < p->rows; ++r) {
-        for (int u = 0; u < p->vecs; ++u) {
+    for (int r = 0; r < rows; ++r) {
+        for (int u = 0; u < vecs; ++u, ++passed) {
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             const real *a = p->a + r * p->a_step + u * VL;
             forward_values v;
             UNROLL for (int g = 0; g < columns; ++g) v.a[g] = v_load(a + g * p->a_column);
             if (s.h_in_forward) v.h = load_upto(p->h[r] + unit, n);
-            if (s.c != NONE) v.c = load_upto(p->c[r] + unit, n);
+            if (s.c != NONE && stage != OUTPUT) v.c = load_upto(p->c[r] + unit, n);
             UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
             UNROLL for (int k = 0; k < s.kept; ++k) {
                 if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->kept_step + unit, n);
             }
+            UNROLL for (int i = 0; stage == OUTPUT && i < PASSED; ++i) v.kept[s.passed[i]] = (*passed)[i];
             if (derivatives) {
                 reverse_values at;
                 load_recorded(s, &p->at, r, unit, n, p->kept_step, &at);
@@ -145,8 +149,33 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
                     if (store >> k & 1) store_upto(p->record[r] + k * p->kept_step + unit, v.kept[k], n);
                 }
             }
-            if (stage == 1 || s.given[1] == 0) store_upto(p->y[r] + p->y_at + unit, v.h, n);
+            if (s.output && stage == 0 && !derivatives) {
+                UNROLL for (int i = 0; i < PASSED; ++i)(*passed)[i] = v.kept[s.passed[i]];
+            } else if (stage > 0 || s.given[1] == 0) {
+                store_upto(p->y[r] + p->y_at + unit, v.h, n);
+            }
         }
+    }
+}
+
+/* From pre-activations to the output and the record. A function of a function is a chain for which a processor waits
+ * unless others are at hand: so what the output takes is found for all rows first. */
+INLINE void forward_rows_tile(const cell_shape s, const int variant, const int stage, const int keep,
+                              forward_equations *equations, tangent_equations *derivatives, const forward_point *p,
+                              int rows, int vecs) {
+    vec passed[TILE_ROWS * TILE_VECS][PASSED];
+    forward_stage_tile(s, variant, stage, keep, equations, derivatives, p, rows, vecs, passed);
+    if (s.output && !derivatives) {
+        forward_stage_tile(s, variant, OUTPUT, keep, equations, NULL, p, rows, vecs, passed);
+    }
+}
+
+INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
+                         forward_equations *equations, tangent_equations *derivatives, const forward_point *p) {
+    if (s.output && p->rows == 1 && p->vecs == 1) {
+        forward_rows_tile(s, variant, stage, keep, equations, derivatives, p, 1, 1);
+    } else {
+        forward_rows_tile(s, variant, stage, keep, equations, derivatives, p, p->rows, p->vecs);
     }
 }
 

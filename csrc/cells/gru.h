@@ -39,7 +39,9 @@ INLINE cell_shape gru_shape(const int variant) {
                         .h_in_reverse = 1,
                         .direct = 1,
                         .kept = 4,
-                        .given = {15, 0},
+                        .given = {1 | 2 | 8, 0, 4},
+                        .output = 1,
+                        .passed = {1, 2},
                         .c = NONE,
                         .second = NONE};
 }
@@ -49,18 +51,17 @@ INLINE vec gru_mix(vec z, vec n, vec h) { return v_fma(z, v_sub(h, n), n); }
 
 INLINE void gru_forward(const int variant, const int stage, forward_values *v) {
     enum { R, Z, N, LAST };
-    if (!(variant & GRU_RESET_BEFORE)) {
-        v->kept[R] = v_logistic(v->a[1]);
-        v->kept[Z] = v_logistic(v->a[2]);
-        v->kept[LAST] = v->a[3];
-        v->kept[N] = v_tanh(v_fma(v->kept[R], v->a[3], v->a[0]));
-        v->h = gru_mix(v->kept[Z], v->kept[N], v->h);
-    } else if (stage == 0) {
+    if (stage == 0 && variant & GRU_RESET_BEFORE) {
         v->kept[R] = v_logistic(v->a[0]);
         v->kept[Z] = v_logistic(v->a[1]);
         v->kept[LAST] = v_mul(v->kept[R], v->h);
+    } else if (stage == 0) {
+        v->kept[R] = v_logistic(v->a[1]);
+        v->kept[Z] = v_logistic(v->a[2]);
+        v->kept[LAST] = v->a[3];
+        v->kept[N] = v_fma(v->kept[R], v->a[3], v->a[0]); /* n before its tanh */
     } else {
-        v->kept[N] = v_tanh(v->a[0]);
+        v->kept[N] = v_tanh(stage == OUTPUT ? v->kept[N] : v->a[0]);
         v->h = gru_mix(v->kept[Z], v->kept[N], v->h);
     }
 }

@@ -25,8 +25,10 @@ INLINE cell_shape lstm_shape(const int variant) {
                         .h = gates,
                         .direct = 1,
                         .kept = gates + 1,
-                        .given = {(2u << gates) - 1, 0},
+                        .given = {(2u << gates) - 1},
                         .lasting = 1u << gates,
+                        .output = 1,
+                        .passed = {lstm_o(variant), lstm_c(variant)},
                         .c = lstm_c(variant),
                         .second = NONE,
                         .peephole = (variant & LSTM_PEEPHOLE) != 0,
@@ -34,8 +36,11 @@ INLINE cell_shape lstm_shape(const int variant) {
 }
 
 INLINE void lstm_forward(const int variant, const int stage, forward_values *v) {
-    (void)stage;
     const int G = lstm_g(variant), O = lstm_o(variant), C = lstm_c(variant), peephole = variant & LSTM_PEEPHOLE;
+    if (stage == OUTPUT) {
+        v->h = v_mul(v->kept[O], v_tanh(v->kept[C]));
+        return;
+    }
     const vec i = v_logistic(peephole ? v_fma(v->p[0], v->c, v->a[0]) : v->a[0]);
     const vec g = v_tanh(v->a[G]);
     vec c = v->c;
@@ -45,11 +50,9 @@ INLINE void lstm_forward(const int variant, const int stage, forward_values *v) 
         c = v_mul(v->kept[1], c);
     }
     c = v_fma(i, g, c);
-    const vec o = v_logistic(peephole ? v_fma(v->p[2], c, v->a[O]) : v->a[O]);
-    v->h = v_mul(o, v_tanh(c));
     v->kept[0] = i;
     v->kept[G] = g;
-    v->kept[O] = o;
+    v->kept[O] = v_logistic(peephole ? v_fma(v->p[2], c, v->a[O]) : v->a[O]);
     v->kept[C] = c;
 }
 
