@@ -9,7 +9,7 @@
  * tables of the eight parts of [0, TANH_RANGE] that begin at 0, 0.30, 0.60, 1.20, 1.81, 3.01, 4.22 and 6.63: where
  * TANH_SLOPE |x| + 2 is 2, 3, 4, 6, 8 ... 24, so that its first bits say which. c_0 is tanh centre, for centres chosen
  * so that it is nearly exact in float32 (2^-29), and |x| itself in the first two parts, whose centre is 0. The error of
- * a polynomial is at most 2^-26.1 of the result.
+ * a polynomial is at most 2^-26 of the result.
  *
  * tanh, float64: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond. Both
  * polynomials take the same operations, so there is but one, whose argument and coefficients are chosen lane by lane.
