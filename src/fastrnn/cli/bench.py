@@ -3,7 +3,8 @@
 For each number of threads, and for each point ("forward": inference, nothing recorded; "forward+backward":
 training, with the gradients of the input and of every weight; "step": one step of a stream), the limit's rates
 and all candidates are measured in turn, and that is repeated: what slows the machine for a while slows them alike. A
-slow candidate takes part in the first repeats only. Figures are medians over the repeats; a ratio and a fraction of the
+slow candidate takes part in the first repeats only. Before a sample a call is made some times, so that what is timed is
+the middle of a long run and not its start. Figures are medians over the repeats; a ratio and a fraction of the
 limit are medians of those inside each repeat. FLOPs and limit follow the model in ``fastrnn.roofline``.
 
 A process of its own measures each number of threads, on as many processors: some libraries take all they find.
@@ -46,6 +47,7 @@ from .peers import LIBRARIES, OWN, candidates
 from .points import DEFAULT_SHAPES, GRID_CELLS, GRID_SHAPES, Point, Problem, Shape, points, special_points
 
 SAMPLE_SECONDS = 5e-3  # a sample repeats its call for at least about this long
+WARM_CALLS = 3  # calls before a sample: so many bring data back that other candidates have driven from the caches
 CANDIDATE_SECONDS = 0.6  # the samples of a candidate at a point take about this long at most
 FEWEST_SAMPLES = 3
 RTOL, ATOL = 1e-3, 1e-4  # of float32, over thousands of steps in another order; a wrong set-up is far off
@@ -256,9 +258,9 @@ class Clock:
         return min(most, max(affordable, FEWEST_SAMPLES))
 
     def sample(self) -> float:
-        """Seconds per call, after one call that is not timed and brings data and threads back, unless one is long."""
+        """Seconds per call, after some that are not timed and bring data and threads back, unless one is long."""
         if self._seconds < 10 * SAMPLE_SECONDS:
-            self._timer.timeit(1)
+            self._timer.timeit(WARM_CALLS)
         return self._timer.timeit(self._calls) / self._calls
 
 
