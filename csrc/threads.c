@@ -17,9 +17,10 @@
 #include "fastrnn.h"
 #include "threads.h"
 
-enum { MAX_WORKERS = 256, SPINS = 16000, BEATS = 20, MEASURED = 6 /* barriers */ };
+enum { MAX_WORKERS = 256, SPINS = 16000, MEASURED = 6 /* barriers */ };
+enum { BEATS = 20 };     /* pauses within which the beat of a thread that spins goes on */
 #define MEASURED_FOR 1e7 /* ns */
-#define SOON 1e5         /* ns */
+#define SOON 2e5         /* ns, about as long as a thread spins: short jobs that begin within it follow each other */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -46,9 +47,9 @@ static void event_init(event *e) {
 }
 
 /* Spins, then sleeps, and when roused does the same again. `beat` goes on as long as it spins. */
-static void event_wait(event *e, unsigned old, int spins, atomic_int *beat) {
+static void event_wait(event *e, unsigned old, const atomic_int *spins, atomic_int *beat) {
     while (atomic_load_explicit(&e->value, memory_order_acquire) == old) {
-        for (int i = 0; i < spins; ++i) {
+        for (int i = 0, n = atomic_load(spins); i < n; ++i) {
             if (atomic_load_explicit(&e->value, memory_order_acquire) != old) return;
             if (beat) atomic_store_explicit(beat, i, memory_order_relaxed);
             pause_briefly();
@@ -78,7 +79,7 @@ typedef struct {
     event passed;
 } barrier;
 
-static void barrier_wait(barrier *b, int members, int spins) {
+static void barrier_wait(barrier *b, int members, const atomic_int *spins) {
     const unsigned turn = atomic_load(&b->passed.value);
     if (atomic_fetch_add(&b->arrived, 1) + 1 == members) {
         atomic_store(&b->arrived, 0);
@@ -109,6 +110,7 @@ static int is_ready(const seat *s) {
 
 static struct {
     pthread_mutex_t busy; /* held by the caller whose job runs */
+    atomic_int brief;     /* is that one over so soon that another caller waits for it? */
     int threads;          /* made so far: seats 1 to threads are taken */
     int quota;            /* processors that the control group grants */
 #if defined(__linux__)
@@ -200,7 +202,7 @@ static void team_work(int id) {
 static void *team_thread(void *own_seat) {
     seat *own = own_seat;
     for (unsigned turn = 0;; ++turn) {
-        event_wait(&own->started, turn, team.spins, &own->beat);
+        event_wait(&own->started, turn, &team.spins, &own->beat);
         team_work(own->id);
         if (atomic_fetch_sub(&team.unfinished, 1) == 1) event_advance(&team.finished);
     }
@@ -223,28 +225,29 @@ static void team_grow(int threads) {
 
 /* How many workers there are for a job that pays with `threads` of them if they have to be woken, and with `ready` if
  * they spin. Where such jobs follow each other, threads that sleep are roused for the next one. */
-static int workers_for(int threads, int ready) {
+static int workers_for(int threads, int ready, int processors) {
+    if (ready > processors) ready = threads;
     int soon = 0;
     if (ready > threads) {
         const double now = frnn_now();
         soon = now - team.asked < SOON;
         team.asked = now;
-        if (ready > frnn_processors()) ready = threads;
-        if (soon) team.spins = SPINS;
     }
+    if (soon) team.spins = SPINS;
     team_grow((soon ? ready : threads) - 1);
     int size = threads < team.threads + 1 ? threads : team.threads + 1;
     while (size < ready && size <= team.threads && is_ready(&team.seats[size])) ++size;
+    if (soon && size < ready) team_spread(ready);
     for (int id = size; soon && id < ready && id <= team.threads; ++id) event_rouse(&team.seats[id].started);
     return size;
 }
 
-static void team_run(int size, void (*work)(void *, const frnn_worker *), void *argument) {
+static void team_run(int size, int processors, void (*work)(void *, const frnn_worker *), void *argument) {
     const unsigned turn = atomic_load(&team.finished.value);
     team.work = work;
     team.argument = argument;
     team.size = size;
-    team.spins = size <= frnn_processors() ? SPINS : 0;
+    team.spins = size <= processors ? SPINS : 0;
     team.measures = team.spins && frnn_now() - team.when > MEASURED_FOR;
     team_spread(size);
     atomic_store(&team.unfinished, size);
@@ -253,17 +256,27 @@ static void team_run(int size, void (*work)(void *, const frnn_worker *), void *
     if (atomic_fetch_sub(&team.unfinished, 1) == 1) {
         event_advance(&team.finished);
     } else {
-        event_wait(&team.finished, turn, team.spins, NULL);
+        event_wait(&team.finished, turn, &team.spins, NULL);
     }
+}
+
+/* Takes the team, unless it is at work; a stream of short jobs does not keep a long one from it. */
+static int team_taken(int brief) {
+    if (pthread_mutex_trylock(&team.busy) != 0) {
+        if (brief || !atomic_load(&team.brief)) return 0;
+        pthread_mutex_lock(&team.busy);
+    }
+    atomic_store(&team.brief, brief);
+    return 1;
 }
 
 void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_worker *worker), void *argument) {
     const frnn_worker alone = {.size = 1, .caller = 1};
     const int most = ready < MAX_WORKERS ? ready : MAX_WORKERS;
     if (most > 1) team_ready();
-    if (most > 1 && pthread_mutex_trylock(&team.busy) == 0) {
-        const int size = workers_for(threads < most ? threads : most, most);
-        if (size > 1) team_run(size, work, argument);
+    if (most > 1 && team_taken(threads <= 1)) {
+        const int processors = frnn_processors(), size = workers_for(threads < most ? threads : most, most, processors);
+        if (size > 1) team_run(size, processors, work, argument);
         pthread_mutex_unlock(&team.busy);
         if (size > 1) return;
     }
@@ -277,5 +290,5 @@ double frnn_now(void) {
 }
 
 void frnn_barrier(int group, int members) {
-    if (members > 1) barrier_wait(&team.groups[group], members, team.spins);
+    if (members > 1) barrier_wait(&team.groups[group], members, &team.spins);
 }

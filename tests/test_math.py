@@ -4,10 +4,12 @@ import functools
 
 import numpy as np
 import pytest
+from helpers import FMA_ISAS
 
 from fastrnn import _core
 
 MAX_ULP = 2
+MAX_ULP_TANH = {True: 0.95, False: 1.3}  # of float32, with and without fused multiply-add
 FUNCTIONS = ("exp", "tanh", "logistic")
 
 
@@ -23,6 +25,7 @@ EDGES_FLOAT32 = (
     *(0.69314718, 1.0, 1.0397208, 2.0, 4.0, 7.9, 8.664339, 9.010913, 10.0, 16.635532, 17.328680, 18.714973),
     *(20.0, 44.0, 87.336544, 87.5, 87.683118, 88.0, 88.029694, 88.376264, 88.722839, 89.0, 89.41599),
     *(103.2789, 103.97208, 127.0, 1e30),
+    *(0.3012048, 0.6024097, 1.2048193, 1.8072289, 3.0120482, 4.2168675, 6.6265060, 9.03),  # parts of tanh
 )
 
 
@@ -76,10 +79,10 @@ def ulp_error(got, want):
     return np.where((got == 0) & (np.abs(want) < smallest), 0, error)
 
 
-def assert_accurate(got, want, x):
+def assert_accurate(got, want, x, bound=MAX_ULP):
     error = ulp_error(got, want)
     worst = np.nanargmax(np.where(np.isnan(error), np.inf, error))
-    assert error[worst] <= MAX_ULP, f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
+    assert error[worst] <= bound, f"{error[worst]:.3g} ULP at x = {x[worst]!r}: {got[worst]!r}, not {want[worst]!r}"
 
 
 def assert_monotone(values, x):
@@ -95,12 +98,13 @@ def assert_bounded(function, y):
 
 
 @np.errstate(all="ignore")
-def check_float32(function, x):
+def check_float32(function, x, isa):
     """Everything that holds at every float32 input; x ascending and free of NaN. Returns the values."""
     y = _core.evaluate(function, x)
     assert y.dtype == np.float32
     assert y.shape == x.shape
-    assert_accurate(y, EXACT[function](x.astype(np.float64)), x)
+    bound = MAX_ULP_TANH[isa in FMA_ISAS] if function == "tanh" else MAX_ULP
+    assert_accurate(y, EXACT[function](x.astype(np.float64)), x, bound)
     assert_monotone(y, x)
     assert_bounded(function, y)
     return y
@@ -108,12 +112,12 @@ def check_float32(function, x):
 
 def test_float32_sample(isa, function):
     x = sample()
-    check_float32(function, np.sort(x[~np.isnan(x)]))
+    check_float32(function, np.sort(x[~np.isnan(x)]), isa)
 
 
 def test_float32_runs(isa, function):
     for x in runs():
-        check_float32(function, x)
+        check_float32(function, x, isa)
 
 
 @pytest.mark.exhaustive
@@ -130,7 +134,7 @@ def test_float32_every_input(isa, function):
         # One shared value between chunks, so that no pair of neighbours goes unchecked.
         bits = np.arange(max(start - 1, 0), min(start + chunk, inf + 1), dtype=np.uint32)
         x = bits.view(np.float32)
-        y = check_float32(function, x if sign > 0 else -x[::-1])
+        y = check_float32(function, x if sign > 0 else -x[::-1], isa)
         if function == "tanh" and sign > 0:
             assert np.array_equal(flushed(_core.evaluate(function, -x)), -flushed(y))
     for start in range(inf + 1, 2**31, chunk):

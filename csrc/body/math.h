@@ -13,7 +13,7 @@
  *
  * tanh, float64: x + x^3 p(x^2) up to TANH_SPLIT (error of the polynomial 2^-59.7), 1 - 2 / (e^(2|x|) + 1) beyond. Both
  * polynomials take the same operations, so there is but one, whose argument and coefficients are chosen lane by lane.
- * There ln2 need not be in two parts: the larger n, the less the error of e counts.
+ * There ln2 need not be in two parts: the larger n, the less the error of e counts. From TANH_RANGE on either is 1.
  *
  * logistic: 1 / (1 + e^-x), with 2^n p added to the smaller of 1 and 2^n, then the larger one: so it is mostly the last
  * addition whose rounding counts.
@@ -23,13 +23,13 @@
 
 #define EXP_RANGE BY_BITS(88, 709)
 #define EXPONENT_BIAS BY_BITS(0x1.8p23f + REAL_BIAS, 0x1.8p52 + REAL_BIAS)
-#define TANH_RANGE BY_BITS(9.03f, 40)
+#define TANH_RANGE BY_BITS(9.03f, 20)
 #define TANH_SLOPE 3.32f
-#define LN2 BY_BITS(0.693147181f, 0.69314718055994531)
 #define LN2_HIGH BY_BITS(0x1.62e4p-1f, 0x1.62e42fefa38p-1)
 #define LN2_LOW BY_BITS(0x1.7f7d1cp-20f, 0x1.ef35793c7673p-45)
 #define LOG2_E BY_BITS(1.44269504f, 1.4426950408889634)
 #define TANH_SPLIT 0.5625
+#define LN2 0.69314718055994531
 enum { TANH_PARTS = 8, TANH_DEGREE = 7 };
 
 #if FRNN_BITS == 32
@@ -99,8 +99,8 @@ INLINE vec up_to_split(vec magnitude, vec small, vec large) {
 }
 
 INLINE vec v_tanh(vec x) {
-    const vec one = v_set1(1), magnitude = v_abs(x);
-    const vec twice = v_min(v_set1(TANH_RANGE), v_add(magnitude, magnitude));
+    const vec one = v_set1(1), magnitude = v_abs(x), bounded = v_min(v_set1(TANH_RANGE), magnitude);
+    const vec twice = v_add(bounded, bounded);
     const vec biased = v_fma(twice, v_set1(LOG2_E), v_set1(EXPONENT_BIAS));
     const vec r = v_fnma(v_sub(biased, v_set1(EXPONENT_BIAS)), v_set1(LN2), twice), scale = v_exponent(biased);
     const vec a = up_to_split(magnitude, magnitude, r), u = up_to_split(magnitude, v_mul(x, x), r);

@@ -120,7 +120,7 @@ INLINE void forward_stage_tile(const cell_shape s, const int variant, const int 
     const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
     const unsigned load = stage == 1 ? s.lasting : 0;
     for (int r = 0; r < rows; ++r) {
-        for (int u = 0; u < vecs; ++u, ++passed) {
+        for (int u = 0; u < vecs; ++u) {
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             const real *a = p->a + r * p->a_step + u * VL;
             forward_values v;
@@ -131,7 +131,9 @@ INLINE void forward_stage_tile(const cell_shape s, const int variant, const int 
             UNROLL for (int k = 0; k < s.kept; ++k) {
                 if (load >> k & 1) v.kept[k] = load_upto(p->record[r] + k * p->kept_step + unit, n);
             }
-            UNROLL for (int i = 0; stage == OUTPUT && i < PASSED; ++i) v.kept[s.passed[i]] = (*passed)[i];
+            if (stage == OUTPUT) {
+                UNROLL for (int i = 0; i < PASSED; ++i) v.kept[s.passed[i]] = passed[r * vecs + u][i];
+            }
             if (derivatives) {
                 reverse_values at;
                 load_recorded(s, &p->at, r, unit, n, p->kept_step, &at);
@@ -150,7 +152,7 @@ INLINE void forward_stage_tile(const cell_shape s, const int variant, const int 
                 }
             }
             if (s.output && stage == 0 && !derivatives) {
-                UNROLL for (int i = 0; i < PASSED; ++i)(*passed)[i] = v.kept[s.passed[i]];
+                UNROLL for (int i = 0; i < PASSED; ++i) passed[r * vecs + u][i] = v.kept[s.passed[i]];
             } else if (stage > 0 || s.given[1] == 0) {
                 store_upto(p->y[r] + p->y_at + unit, v.h, n);
             }
@@ -163,7 +165,7 @@ INLINE void forward_stage_tile(const cell_shape s, const int variant, const int 
 INLINE void forward_rows_tile(const cell_shape s, const int variant, const int stage, const int keep,
                               forward_equations *equations, tangent_equations *derivatives, const forward_point *p,
                               int rows, int vecs) {
-    vec passed[TILE_ROWS * TILE_VECS][PASSED];
+    vec passed[TILE_ROWS * TILE_VECS][PASSED]; /* for cells with an output stage, whose rows are those of a tile */
     forward_stage_tile(s, variant, stage, keep, equations, derivatives, p, rows, vecs, passed);
     if (s.output && !derivatives) {
         forward_stage_tile(s, variant, OUTPUT, keep, equations, NULL, p, rows, vecs, passed);
@@ -172,7 +174,7 @@ INLINE void forward_rows_tile(const cell_shape s, const int variant, const int s
 
 INLINE void forward_tile(const cell_shape s, const int variant, const int stage, const int keep,
                          forward_equations *equations, tangent_equations *derivatives, const forward_point *p) {
-    if (s.output && p->rows == 1 && p->vecs == 1) {
+    if (s.output && p->rows == 1 && p->vecs == 1) { /* what is passed stays in registers */
         forward_rows_tile(s, variant, stage, keep, equations, derivatives, p, 1, 1);
     } else {
         forward_rows_tile(s, variant, stage, keep, equations, derivatives, p, p->rows, p->vecs);
@@ -228,7 +230,7 @@ static void project_backward(const real *tile, const reverse_point *p) {
 
 /* The tile of a cell: a stage that the cell does not have, and a record that it need not tell apart, cost no code. */
 INLINE void forward_cell(const cell_shape s, const int variant, forward_equations *equations, const forward_point *p) {
-    const unsigned optional = (s.given[0] | s.given[1]) & ~s.lasting;
+    const unsigned optional = (s.given[0] | s.given[1] | s.given[OUTPUT]) & ~s.lasting;
     if (s.given[1] && p->stage == 1) {
         if (p->keep) {
             forward_tile(s, variant, 1, 1, equations, NULL, p);

@@ -44,7 +44,7 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return OP(blendv)(no, ye
 #if FRNN_BITS == 32
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), REAL_MANTISSA)); }
-/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there */
+/* the place in a table of eight: the three bits from TABLE_SHIFT on, others are not heeded; and what stands there */
 typedef __m256i vec_index;
 INLINE vec_index v_index(vec a) { return _mm256_srli_epi32(_mm256_castps_si256(a), TABLE_SHIFT); }
 INLINE vec v_lookup(const real *table, vec_index at) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at); }

@@ -50,7 +50,7 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) {
 }
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), REAL_MANTISSA)); }
-/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there */
+/* the place in a table of eight: the three bits from TABLE_SHIFT on, others are not heeded; and what stands there */
 typedef __m512i vec_index;
 INLINE vec_index v_index(vec a) { return _mm512_srli_epi32(_mm512_castps_si512(a), TABLE_SHIFT); }
 INLINE vec v_lookup(const real *table, vec_index at) {

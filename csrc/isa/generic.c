@@ -46,7 +46,7 @@ INLINE vec v_select_le(vec a, vec b, vec yes, vec no) { return choose((vec_int)(
 /* the last bits of the mantissa where the exponent is */
 INLINE vec v_exponent(vec a) { return (vec)((vec_int)a << REAL_MANTISSA); }
 #if FRNN_BITS == 32
-/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there */
+/* the place in a table of eight: the three bits from TABLE_SHIFT on, others are not heeded; and what stands there */
 typedef vec_int vec_index;
 INLINE vec_index v_index(vec a) { return (vec_int)a >> TABLE_SHIFT & 7; }
 INLINE vec v_lookup(const real *table, vec_index at) {

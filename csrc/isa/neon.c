@@ -60,7 +60,7 @@ INLINE vec v_zip_hi(vec a, vec b) { return OP(vzip2q)(a, b); }
 INLINE vec v_exponent(vec a) { return AS_REAL(BITS(vshlq_n)(AS_BITS(a), REAL_MANTISSA)); }
 
 #if FRNN_BITS == 32
-/* the place in a table of eight: the bits from TABLE_SHIFT on; and what stands there, found byte by byte */
+/* the place in a table of eight: the three bits from TABLE_SHIFT on; and what stands there, found byte by byte */
 typedef uint8x16_t vec_index;
 INLINE vec_index v_index(vec a) {
     const uint32x4_t entry = vandq_u32(vshrq_n_u32(AS_BITS(a), TABLE_SHIFT), vdupq_n_u32(7));

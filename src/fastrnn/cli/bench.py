@@ -48,7 +48,7 @@ from .points import DEFAULT_SHAPES, GRID_CELLS, GRID_SHAPES, Point, Problem, Sha
 
 SAMPLE_SECONDS = 5e-3  # a sample repeats its call for at least about this long
 WARM_CALLS = 3  # calls before a sample: so many bring data back that other candidates have driven from the caches
-CANDIDATE_SECONDS = 0.6  # the samples of a candidate at a point take about this long at most
+CANDIDATE_SECONDS = 0.6  # what is timed of a candidate at a point takes about this long at most
 FEWEST_SAMPLES = 3
 RTOL, ATOL = 1e-3, 1e-4  # of float32, over thousands of steps in another order; a wrong set-up is far off
 
