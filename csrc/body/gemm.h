@@ -266,14 +266,18 @@ TILE_KERNELS(3)
 TILE_KERNELS(4)
 TILE_KERNELS(5)
 TILE_KERNELS(6)
+TILE_KERNELS(7)
+TILE_KERNELS(8)
 
 #define TILE_ENTRY(name, most, rows, vecs) (rows) * (vecs) <= (most) ? name##rows##x##vecs : NULL
 #define TILE_ENTRIES(name, most, rows)                                                                                 \
     {TILE_ENTRY(name, most, rows, 1), TILE_ENTRY(name, most, rows, 2), TILE_ENTRY(name, most, rows, 3),                \
      TILE_ENTRY(name, most, rows, 4)}
 #define TILE_TABLE(name, most)                                                                                         \
-    {TILE_ENTRIES(name, most, 1), TILE_ENTRIES(name, most, 2), TILE_ENTRIES(name, most, 3),                            \
-     TILE_ENTRIES(name, most, 4), TILE_ENTRIES(name, most, 5), TILE_ENTRIES(name, most, 6)}
+    {                                                                                                                  \
+        TILE_ENTRIES(name, most, 1), TILE_ENTRIES(name, most, 2), TILE_ENTRIES(name, most, 3),                         \
+        TILE_ENTRIES(name, most, 4), TILE_ENTRIES(name, most, 5), TILE_ENTRIES(name, most, 6),                         \
+        TILE_ENTRIES(name, most, 7), TILE_ENTRIES(name, most, 8)}
 static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(tile_, TILE_SUMS);
 static tile_kernel *const fetching_tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(fetching_tile_, TILE_SUMS);
 /* Of tiles so small that a sum over all slices fits beside that of one. */

@@ -99,10 +99,10 @@ static void share_rows(share *s, const frnn_batch *batch, int64_t begin, int64_t
     s->end = cut_by_steps(batch, begin, end, s->rows_part + 1, s->rows_parts);
 }
 
-/* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of up to six rows, whose
+/* What a step's product takes, as a multiple of one row's multiply-adds at their peak: tiles of a few rows, whose
  * weights come from the second-level cache, wait for them if they are low. */
 static double step_cost(const packing *p, int64_t rows) {
-    static const double tile[] = {0, 2.2, 2.6, 3.5, 4.1, 5.1, 6.1};
+    static const double tile[] = {0, 2.2, 2.6, 3.5, 4.1, 5.1, 6.1, 7.1, 8.1};
     const split tiles = tiles_of(p, rows);
     if (tiles.parts == 0) return 0;
     return (double)(tiles.parts - tiles.larger) * tile[tiles.each] +

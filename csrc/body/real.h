@@ -38,6 +38,6 @@ typedef int64_t real_int;
  * many sums, TILE_SUMS, fit its registers beside the operands: a tile of so many vectors has as many rows as that
  * allows. */
 #define TILE_VECS 4
-#define TILE_ROWS 6
+#define TILE_ROWS 8
 
 #endif

@@ -235,6 +235,16 @@ cdef class Kernel:
         """Reals between one of them and the next."""
         return self.shape.kept_step - self.layer.hidden_size
 
+    @property
+    def row_padding(self):
+        """Reals at the end of a row of it: a cache line where else rows of 4 kB and more would lie whole kilobytes
+        apart, and so those of a tile fall into few sets of a cache."""
+        cdef int64_t size = self.layer.directions * self.shape.kept * self.shape.kept_step * self.itemsize
+        return 64 // self.itemsize if size >= 4096 and size % 1024 == 0 else 0
+
+    cdef int64_t kept_width(self):
+        return self.layer.directions * self.shape.kept * self.shape.kept_step + self.row_padding
+
     cdef int weights_of(self, tuple arrays, frnn_weights *weights) except -1:
         """(W, R, b_ih, b_hh, P, p) of each direction, as arrays or None for what is not there."""
         cdef int64_t I = self.layer.input_size, H = self.layer.hidden_size, O = self.layer.output_size
@@ -293,7 +303,7 @@ cdef class Kernel:
 
     def run_forward(self, Batch batch, Packed packed, x, y, tuple states, tuple new_states, int threads, kept=None,
                     x_copy=None, y_copy=None, bint in_window=False):
-        """Fill y (rows of D*O), the new states and what is kept (rows of D*kept*kept_step; None: nothing) from x (rows
+        """Fill y (rows of D*O), the new states and what is kept (rows of kept_width; None: nothing) from x (rows
         of I) and the states: h (D, B, O), c (D, B, H); and the copies of x and y. in_window: y and kept are the
         window's own."""
         cdef frnn_forward_args args
@@ -305,8 +315,7 @@ cdef class Kernel:
         args.packed = packed.memory.block.data
         batch.rows_of(&args.x, x, I, self.itemsize)
         batch.rows_of(&args.y, y, outputs, self.itemsize, in_window)
-        batch.rows_of(&args.kept, kept, self.layer.directions * self.shape.kept * self.shape.kept_step, self.itemsize,
-                      in_window)
+        batch.rows_of(&args.kept, kept, self.kept_width(), self.itemsize, in_window)
         batch.rows_of(&copy, x_copy, I, self.itemsize)
         args.x_copy = copy.data
         batch.rows_of(&copy, y_copy, outputs, self.itemsize)
@@ -326,7 +335,7 @@ cdef class Kernel:
         cdef int64_t D = self.layer.directions
         batch.rows_of(&out.x, x, self.layer.input_size, self.itemsize)
         batch.rows_of(&out.y, y, D * self.layer.output_size, self.itemsize, in_window)
-        batch.rows_of(&out.kept, kept, D * self.shape.kept * self.shape.kept_step, self.itemsize, in_window)
+        batch.rows_of(&out.kept, kept, self.kept_width(), self.itemsize, in_window)
         self.states_of(batch, states, <void **>&out.h0, <void **>&out.c0)
         return 0
 

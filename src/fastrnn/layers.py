@@ -296,7 +296,7 @@ class Layer(Inference):
         return y
 
     def _kept_width(self, engine):
-        return self.num_directions * engine.kept * (self.hidden_size + engine.kept_padding)
+        return self.num_directions * engine.kept * (self.hidden_size + engine.kept_padding) + engine.row_padding
 
     def _checkpoint_interval(self, every, budget, batch):
         if budget is not None:

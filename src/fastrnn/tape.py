@@ -124,8 +124,9 @@ class Tape:
         D, H = self._layer.num_directions, self._layer.hidden_size
         views = []
         for record, level in zip(self._records(), self._levels, strict=True):
-            rows, engine = record.kept.shape[:-1], level.engine
-            columns = record.kept.reshape(*rows, D, engine.kept, H + engine.kept_padding)[..., first:last, :H]
+            rows, step = record.kept.shape[:-1], H + level.engine.kept_padding
+            kept = record.kept[..., : D * level.engine.kept * step].reshape(*rows, D, level.engine.kept, step)
+            columns = kept[..., first:last, :H]
             views.append(columns.reshape(*rows, D * (last - first) * H))
         return self._read_only(views)
 

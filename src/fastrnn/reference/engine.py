@@ -19,7 +19,8 @@ class Engine:
     """
 
     kept = 0  #: how many arrays forward keeps
-    kept_padding = 0  #: reals between them in a record
+    kept_padding = 0  #: reals between them in a record,
+    row_padding = 0  #: and at the end of its rows
     c = None  #: which of them is the state c, if the cell has one
     has_h = True  #: whether the output y_t is also a state, h_t
 
