@@ -19,6 +19,9 @@ from helpers import (
     poison,
 )
 
+import fastrnn
+from fastrnn import reference
+
 pytestmark = pytest.mark.drawn(3)
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 4, 5, 7
@@ -64,6 +67,18 @@ def test_every_value(backend, row, layout, num_layers, bidirectional, rng):
     if layout.startswith("padded"):
         past = lay_out(~mask[:, :, None])[..., 0]
         assert not any(a[past].any() for a in got.values())
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_with_a_line_between_them(row, bidirectional, checkpoint_every, rng):
+    """Rows of 4 kB and more, whole kilobytes, have a cache line between them in memory, and none in what is shown."""
+    options = {"bidirectional": bidirectional, "dtype": np.float64}
+    layer, twin = (enliven(make(row, library, INPUTS, 128, **options), row, rng) for library in (fastrnn, reference))
+    twin.load_state_dict(layer.state_dict())
+    x = normal(rng, (STEPS, BATCH, INPUTS))
+    got, want = (shown(a.forward(x, checkpoint_every=checkpoint_every)[2], row) for a in (layer, twin))
+    assert_close(got, want, 1e-13, 1e-12)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
