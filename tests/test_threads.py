@@ -125,11 +125,11 @@ def test_fork_after_use(parent):
 
 # Calls that take a second or so: class, options, inputs, hidden units, steps, and those of a backward pass.
 LONG = {
-    "RNN": ("RNN", {}, 1, 2048, 12000, 1000),
-    "LSTM": ("LSTM", {"proj_size": 1000, "peephole": True}, 1, 1024, 8000, 500),
-    "GRU, reset before": ("GRU", {"reset_after": False}, 1, 1024, 10000, 1000),
-    "CEC": ("CEC", {}, 2000, 2000, 8000, 4000),
-    "TDNN": ("TDNN", {}, 800, 800, 12000, 4000),
+    "RNN": ("RNN", {}, 1, 2048, 12000, 4000),
+    "LSTM": ("LSTM", {"proj_size": 1000, "peephole": True}, 1, 1024, 8000, 2000),
+    "GRU, reset before": ("GRU", {"reset_after": False}, 1, 1024, 10000, 4000),
+    "CEC": ("CEC", {}, 2000, 2000, 8000, 8000),
+    "TDNN": ("TDNN", {}, 800, 800, 12000, 12000),
     "one step": ("LSTM", {}, 1024, 1024, 1, 1, 8000),
 }
 
