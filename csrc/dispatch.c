@@ -200,7 +200,7 @@ static frnn_status call(const frnn_isa *isa, int threads, const frnn_layer *laye
     frnn_job job = {.layer = layer, .batch = batch, .args = args, .record = record, .threads = threads};
     job.interrupt = interrupt;
     const double passes = pass == FRNN_BACKWARD ? 2 : 1;
-    const int reads = frnn_layer_shape(layer).h && batch->B > 0 && batch->B < READ_MACS;
+    const int reads = frnn_layer_shape(layer).R && batch->B > 0 && batch->B < READ_MACS;
     const double costs = passes * (reads ? READ_MACS / (double)batch->B : 1);
     const int useful = useful_threads(threads, layer, batch, costs, MACS_EACH);
     const int ready = batch->T == 1 ? useful_threads(threads, layer, batch, costs, MACS_OF_STEP) : useful;

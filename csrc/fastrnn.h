@@ -52,8 +52,8 @@ typedef struct {
     int gates;         /* G: a weight matrix has G*H rows */
     int kept;          /* K: columns, each of H, of the record that backward needs of every step; 0: none */
     int64_t kept_step; /* N: from one of them to the next, in reals; at least H */
-    int h, c;          /* has it a state h (D, B, O), and with it R and b_hh; a state c (D, B, H)? */
-    int peephole;      /* has it p? */
+    int h, c;          /* has it a state h (D, B, O); a state c (D, B, H)? */
+    int R, peephole;   /* has it R, and with it b_hh; has it p? */
 } frnn_shape;
 frnn_shape frnn_layer_shape(const frnn_layer *layer);
 

@@ -12,6 +12,8 @@
 
 #include "layer.h"
 
+#include "rows.h"
+
 #include "forward.h"
 
 #include "reverse.h"

@@ -298,14 +298,10 @@ static void window_deltas(const context_reverse_call *c, const delta_window *v, 
         if (args->dy.data) shifted_rows(&args->dy, c->places, count, 0, d * H, NULL, c->rows[1]);
         for (int64_t r = 0; r < count; ++r) {
             real *delta = v->delta + (row + r - v->base) * c->shape.step;
-            reverse_point point = {.rows = 1, .H = H, .delta = &delta};
+            reverse_point point = {.rows = 1, .vecs = (int)divide_up(H, VL), .n = H, .H = H, .delta = &delta};
             point.at.y = (const real *const *)c->rows[0] + r;
             point.dy = args->dy.data ? (const real *const *)c->rows[1] + r : NULL;
-            for (point.unit = 0; point.unit < H; point.unit += TILE_VECS * VL) {
-                point.n = H - point.unit;
-                point.vecs = (int)least(TILE_VECS, divide_up(point.n, VL));
-                c->call.shape.cell.backward(zeros, &point);
-            }
+            c->call.shape.cell.backward(NULL, &point);
         }
     }
 }

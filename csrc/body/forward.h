@@ -21,12 +21,14 @@ typedef struct {
     cell_kernels cell;
     forward_stage stage[2];
     int stages, projected;
+    int at_once;       /* no product ties a step to the one before: a chunk's steps are one, whose product is W x */
     int kept, second;  /* columns of the record; the one that the second stage takes */
     int64_t kept_step; /* from one of them to the next */
     int64_t width;     /* a row of pre-activations, */
     int64_t step;      /* and from one row to the next */
     int64_t p, p_step;
-    int64_t size; /* a direction's packed weights */
+    int64_t size;       /* a direction's packed weights */
+    int64_t input_step; /* from row to row of inputs that have gone through the cell's function, or are put by; or 0 */
 } forward_shape;
 
 static forward_shape forward_shape_of(const frnn_layer *layer) {
@@ -34,8 +36,11 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
     forward_shape f = {.cell = cell_of(layer->cell), .stages = 1, .projected = O < H};
     const cell_shape *s = &f.cell.shape;
     const int first = s->second == NONE ? s->columns : s->h; /* columns of the first stage */
-    f.stage[0] = (forward_stage){packing_of(H, first, (int)least(s->x, first), I), packing_of(H, first, s->h, O),
-                                 .h_first = s->h_first};
+    const packing W = packing_of(H, first, (int)least(s->x, first), I);
+    f.at_once = s->h == 0;
+    f.stage[0] = (forward_stage){f.at_once ? packing_of(H, first, 0, 0) : W,
+                                 f.at_once ? W : packing_of(H, first, s->h, O), .h_first = s->h_first};
+    f.input_step = s->input == IDENTITY && !f.at_once ? 0 : divide_up(I, VL) * VL;
     f.kept = s->kept + f.projected;
     f.kept_step = column_step(H);
     f.second = f.projected ? s->kept : s->second;
@@ -63,26 +68,24 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
     return f;
 }
 
-/* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache; but
- * where W is far, to read it seldom counts for more. */
+/* Rows of a chunk, unless one step has more: the chunk's pre-activations are to stay in the second-level cache (its
+ * inputs, if it is taken at once); but where W is far, to read it seldom counts for more. */
 enum { LEAST_ROWS = 24, FAR_ROWS = 128 };
 INLINE int64_t forward_rows(const forward_shape *f) {
-    return most(f->stage[0].x.far ? FAR_ROWS : LEAST_ROWS, least(256, 65536 / f->width));
-}
-
-/* From one row to the next of inputs that have gone through the cell's function. */
-INLINE int64_t mapped_step(const frnn_layer *layer, const cell_shape *s) {
-    return s->input == IDENTITY ? 0 : divide_up(layer->input_size, VL) * VL;
+    const packing *W = f->at_once ? &f->stage[0].h : &f->stage[0].x;
+    return most(W->far ? FAR_ROWS : LEAST_ROWS, least(256, 65536 / (f->at_once ? most(1, W->K) : f->width)));
 }
 
 typedef struct {
     real *a;                       /* pre-activations of the chunks of all workers, (rows, step) */
-    real *mapped;                  /* for each worker (forward_rows + B, mapped_step) */
+    real *mapped;                  /* for each worker (forward_rows + B, input_step) */
     real *record;                  /* for each direction (B, kept * kept_step): where nothing is kept for backward */
     real **rows;                   /* for each worker (forward_rows + B): a chunk's rows of x */
-    real **x, **y, **kept;         /* for each worker (B): first rows */
-    real **h, **c, **now_y, **now; /* for each worker (B): rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
-    real **at[4], **first_at[2];   /* for tangents the recorded y, h, c and record; first rows of y and record */
+    real **x, **y, **kept;         /* for each worker (B): first rows, */
+    real **first_at[2];            /* and, for tangents, of the recorded y and record */
+    int64_t step_rows;             /* for each worker, of what is taken as one step: */
+    real **h, **c, **now_y, **now; /* rows of h_{t-1}, c_{t-1}, y_t and of the step's record */
+    real **at[4];                  /* for tangents the recorded y, h, c and record */
     real *zero;                    /* for each worker: a row that stands for a bias or a state */
     int64_t *order;                /* for each worker (B): that of its sequences */
 } forward_space;
@@ -97,14 +100,16 @@ static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch 
     const int64_t B = batch->B, rows = forward_rows(&f);
     forward_space s = {0};
     s.a = take_reals(a, (threads * rows + layer->directions * B) * f.step);
-    s.mapped = take_reals(a, threads * (rows + B) * mapped_step(layer, &f.cell.shape));
+    s.mapped = take_reals(a, threads * (rows + B) * f.input_step);
     s.record = take_reals(a, layer->directions * B * f.kept * f.kept_step);
     s.rows = take_rows(a, threads * (rows + B));
-    real ***by_sequence[] = {&s.x,     &s.y,     &s.kept,  &s.h,     &s.c,           &s.now_y,      &s.now,
-                             &s.at[0], &s.at[1], &s.at[2], &s.at[3], &s.first_at[0], &s.first_at[1]};
+    real ***by_sequence[] = {&s.x, &s.y, &s.kept, &s.first_at[0], &s.first_at[1]};
+    real ***by_row[] = {&s.h, &s.c, &s.now_y, &s.now, &s.at[0], &s.at[1], &s.at[2], &s.at[3]};
     s.zero = take_reals(a, threads * zero_width(layer, &f));
     s.order = take(a, (size_t)(threads * B), sizeof(int64_t));
+    s.step_rows = f.at_once ? rows + B : B;
     for (int i = 0; i < LENGTH(by_sequence); ++i) *by_sequence[i] = take_rows(a, threads * B);
+    for (int i = 0; i < LENGTH(by_row); ++i) *by_row[i] = take_rows(a, threads * s.step_rows);
     return s;
 }
 
@@ -158,59 +163,34 @@ static void forward_pack(void *argument, const frnn_worker *w) {
             const int64_t from = part(w->id, w->size, stage->x.panels), to = part(w->id + 1, w->size, stage->x.panels);
             const int *block = s->block + (project ? 0 : stage->first);
             pack_weights(&stage->x, weights->W, stage->x.K, block, packed + stage->W, from, to, NULL);
-            pack_weights(&stage->h, project ? weights->P : weights->R, stage->h.K, block + stage->h_first,
-                         packed + stage->R, from, to, packed + stage->zero_times);
+            const void *h = project ? weights->P : f.at_once ? weights->W : weights->R;
+            pack_weights(&stage->h, h, stage->h.K, block + stage->h_first, packed + stage->R, from, to,
+                         packed + stage->zero_times);
             if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
         }
         if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p);
     }
 }
 
-/* out = init + rows W for `count` rows and the panels [from, to); `step` from row to row of out, init_step of init: 0
- * for a bias. */
-typedef struct {
-    const real *init;
-    int64_t init_step;
-    real *out;
-    int64_t step;
-} product_sums;
-
-static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, const real *panels,
-                         const real *const *rows, int64_t count, int64_t from, int64_t to, product_sums s) {
-    const split tiles = tiles_of(p, count);
-    for (int64_t j = from; j < to && !skips(job, w, count, p->K, TILE_VECS * VL); ++j) {
-        const int64_t column = packed_column(p, j), units = panel_units(p, j);
-        const int vecs = column_vectors(p, j, p->gates);
-        for (int64_t i = 0; i < tiles.parts; ++i) {
-            const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
-            const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
-            for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
-            tile_product((int)height, vecs, p->K, p->slice, rows + row, 1, panels + packed_panel(p, j),
-                         s.init + row * s.init_step + column, s.init_step, s.out + row * s.step + column, s.step,
-                         p->far ? next_lines(p, panels, j, from, to, 0, i) : NULL);
-            for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
-                const vec b = v_load(s.init + column + n);
-                for (int64_t r = row; r < row + height; ++r) v_store(s.out + r * s.step + column + n, b);
-            }
-        }
-    }
-}
-
 /* One direction as one worker sees it: its sequences, its panels of units in each stage. */
 typedef struct {
     frnn_job *job;
+    const frnn_batch *batch;
     const frnn_worker *worker;
     const forward_shape *shape;
-    int64_t H, from[2], to[2];
+    int d;
+    int64_t H, first, from[2], to[2];
     int keep, streams, tangents;
-    int begins_with_zeros; /* are all products of R with the initial states zero? */
+    int64_t begin; /* the first step whose product is not zero in the first stage */
     const real *packed;
-    real **h, **c, **y, **record; /* for each of the worker's sequences */
-    real **at[4];                 /* for tangents the recorded y, h, c and record */
+    real *zero; /* a row that stands for a bias or a state */
+    sequences y, kept, recorded_y, recorded_kept;
+    real **h, **c, **now_y, **record; /* for each of a step's rows */
+    real **at[4];                     /* for tangents the recorded y, h, c and record */
 } forward_call;
 
-/* One stage of step t for the first `rows` of the worker's sequences, from their input products a; `source` are the
- * rows that R multiplies. */
+/* One stage of step t for `rows` rows, those of the worker's first sequences, from their input products a; `source` are
+ * the rows that R multiplies, or W for steps taken at once. */
 static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
                                int64_t at) {
     const forward_shape *f = c->shape;
@@ -220,14 +200,20 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     /* Asked once: in the loop it takes 1 % more instructions with one sequence. Where a step has few rows it is the
      * stream of weights that takes time, and to ask for other lines beside it slows it. */
     const int far = p->far, fetches = far && rows >= ROWS_ENOUGH;
-    const int64_t K = c->begins_with_zeros && t == 0 && i == 0 ? 0 : p->K;
+    const int64_t K = t < c->begin && i == 0 ? 0 : p->K;
     forward_point point = {
         .stage = i, .keep = c->keep, .streams = c->streams, .kept_step = f->kept_step, .a_step = f->step};
     point.p_step = f->p_step;
     point.p = c->packed + f->p;
+    const int continues = stage->x.gates > 0; /* the input product, or is this product all there is? */
+    const real *bias = c->tangents ? c->zero : c->packed + stage->bias, *packed = c->packed + stage->R;
+    const int64_t row_step = f->at_once ? 0 : f->step; /* a tile of what is taken at once is for itself */
+    const int64_t init_step = continues ? f->step : 0;
+    const double macs = (double)rows * (double)p->K * (TILE_VECS * VL);
     const int project_later = f->projected && i == 0;
     point.y_at = project_later ? f->second * f->kept_step : 0;
-    for (int64_t n = c->from[i]; n < c->to[i] && !skips(c->job, c->worker, rows, p->K, TILE_VECS * VL); ++n) {
+    const int asks = takes_long(macs);
+    for (int64_t n = c->from[i]; n < c->to[i] && !(asks && poll(c->job, c->worker, macs)); ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
         const int64_t column = stage->column + packed_column(p, j);
         const int vecs = column_vectors(p, j, p->gates);
@@ -237,30 +223,28 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
         point.n = p->units - point.unit;
         for (int64_t m = 0; m < tiles.parts; ++m) {
             const int64_t row = split_at(&tiles, m);
-            real *tile = a + row * f->step + column;
+            real *tile = a + row * row_step + column;
             point.rows = (int)(split_at(&tiles, m + 1) - row);
             point.a = tile;
             point.h = (const real *const *)c->h + row;
             point.c = (const real *const *)c->c + row;
             point.record = c->record + row;
-            point.y = project_later ? point.record : c->y + row; /* what is to be projected is a column of the record */
+            point.y =
+                project_later ? point.record : c->now_y + row; /* what is to be projected is a column of the record */
             if (c->tangents) {
                 point.at = (recorded_rows){(const real *const *)c->at[0] + row, (const real *const *)c->at[1] + row,
                                            (const real *const *)c->at[2] + row, (const real *const *)c->at[3] + row};
             }
-            if (vecs > 0) {
-                real *out = tile + stage->h_first * point.a_column;
-                const real *from[TILE_ROWS];
-                for (int r = 0; r < point.rows; ++r) {
-                    from[r] = source[row + r] + at;
-                    fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
-                }
-                for (int r = 0; far && r < point.rows; ++r) fetch_ahead(out + r * f->step, vecs * VL);
-                const real *init = stage->x.gates > 0 ? out : zeros;
-                tile_product(point.rows, vecs, K, p->slice, from, 1, c->packed + stage->R + packed_panel(p, j), init,
-                             stage->x.gates > 0 ? f->step : 0, out, f->step,
-                             fetches ? next_lines(p, c->packed + stage->R, n, c->from[i], c->to[i], t, m) : NULL);
+            real *out = tile + stage->h_first * point.a_column;
+            const real *from[TILE_ROWS];
+            for (int r = 0; r < point.rows; ++r) {
+                from[r] = source[row + r] + at;
+                fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
             }
+            for (int r = 0; far && r < point.rows; ++r) fetch_ahead(out + r * f->step, vecs * VL);
+            tile_product(point.rows, vecs, K, p->slice, from, 1, packed + packed_panel(p, j),
+                         continues ? out : bias + packed_column(p, j), init_step, out, f->step,
+                         fetches ? next_lines(p, packed, n, c->from[i], c->to[i], t, m) : NULL);
             if (i == 1 && f->projected) {
                 project_forward(&point);
             } else if (c->tangents) {
@@ -273,55 +257,41 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     }
 }
 
-/* Copies columns [column, column + n) of rows that lie in `from` to the same places in `to`, if there is one. */
-static void copy_rows(const frnn_batch *batch, real *const *rows, int64_t count, const frnn_rows *from, void *to,
-                      int64_t column, int64_t n) {
-    const size_t bytes = (size_t)n * sizeof(real);
-    const int large = bytes % LINE_BYTES == 0 && (double)batch->T * (double)batch->B * (double)bytes >= STREAMED_COPY;
-    for (int64_t r = 0; to && r < count; ++r) {
-        const real *in = rows[r] + column;
-        real *out = (real *)to + (in - (const real *)from->data);
-        if (large && (uintptr_t)out % LINE_BYTES == 0) {
-            for (int64_t i = 0; i < n; i += VL) v_stream(out + i, v_load(in + i));
-        } else {
-            memcpy(out, in, bytes);
-        }
-    }
-}
-
-/* Rows of n reals through the function f into `mapped`, and the table made to point there. */
-static void map_rows(int f, real **rows, int64_t count, int64_t n, real *mapped, int64_t step) {
-    for (int64_t r = 0; r < count; ++r, mapped += step) {
-        for (int64_t i = 0; i < n; i += VL) v_store(mapped + i, activation(f, load_upto(rows[r] + i, n - i)));
-        rows[r] = mapped;
-    }
-}
-
-/* The same for tangents of inputs, rows laid out as x: dx times f'(x). */
-static void map_tangents(int f, real **rows, int64_t count, int64_t n, const frnn_rows *dx, const frnn_rows *x,
-                         real *mapped, int64_t step) {
-    for (int64_t r = 0; r < count; ++r, mapped += step) {
-        const real *at = (const real *)x->data + (rows[r] - (const real *)dx->data);
-        for (int64_t i = 0; i < n; i += VL) {
-            const vec value = activation(f, load_upto(at + i, n - i));
-            v_store(mapped + i, activation_gradient(f, value, load_upto(rows[r] + i, n - i)));
-        }
-        rows[r] = mapped;
-    }
-}
-
-/* The rows of what was recorded at step t, where the tangents are those of positions [first, first + rows). */
-static void recorded_at(const forward_call *c, const frnn_record *record, const frnn_batch *batch, int d,
-                        const sequences *y, const sequences *kept, int64_t first, int64_t rows, int64_t t) {
+/* The rows of what was recorded at step t, where the tangents are those of the worker's first `rows` sequences: into
+ * the tables from row `to` on. */
+static void take_recorded(const forward_call *c, int64_t rows, int64_t t, int64_t to) {
     const forward_shape *f = c->shape;
-    const int64_t O = f->stage[f->stages - 1].h.units, at_c = f->cell.shape.c;
-    for (int64_t r = 0; r < rows; ++r) {
-        c->at[0][r] = row_at(y, first + r, t);
-        c->at[1][r] = t > 0 ? c->at[0][r] - y->step : state_row(record->h0, batch->B, batch, d, first + r, O);
-        if (f->kept) c->at[3][r] = row_at(kept, first + r, t);
+    const frnn_record *record = c->job->record;
+    const int64_t B = c->batch->B, O = c->job->layer->output_size, at_c = f->cell.shape.c;
+    for (int64_t p = c->first; p < c->first + rows; ++p, ++to) {
+        c->at[0][to] = row_at(&c->recorded_y, p, t);
+        c->at[1][to] = t > 0 ? c->at[0][to] - c->recorded_y.step : state_row(record->h0, B, c->batch, c->d, p, O);
+        if (f->kept) c->at[3][to] = row_at(&c->recorded_kept, p, t);
         if (at_c == NONE) continue;
-        c->at[2][r] = t > 0 ? c->at[3][r] - kept->step + at_c * f->kept_step
-                            : state_row(record->c0, batch->B, batch, d, first + r, c->H);
+        c->at[2][to] = t > 0 ? c->at[3][to] - c->recorded_kept.step + at_c * f->kept_step
+                             : state_row(record->c0, B, c->batch, c->d, p, c->H);
+    }
+}
+
+/* The same for y and the record of these sequences. */
+INLINE void take_step(const forward_call *c, int64_t rows, int64_t t, int64_t to) {
+    for (int64_t r = 0; r < rows; ++r) {
+        c->now_y[to + r] = row_at(&c->y, c->first + r, t);
+        if (c->keep) {
+            c->record[to + r] = row_at(&c->kept, c->first + r, t);
+        } else if (to > 0) {
+            c->record[to + r] = c->record[r];
+        }
+    }
+    if (c->tangents) take_recorded(c, rows, t, to);
+}
+
+/* The states that rows [from, from + rows) leave are those before the ones from `to` on. */
+INLINE void pass_states(const forward_call *c, int64_t from, int64_t rows, int64_t to) {
+    const int64_t at_c = c->shape->cell.shape.c;
+    for (int64_t r = 0; r < rows; ++r) {
+        c->h[to + r] = c->now_y[from + r];
+        if (at_c != NONE) c->c[to + r] = c->record[from + r] + at_c * c->shape->kept_step;
     }
 }
 
@@ -355,118 +325,146 @@ static int all_zero(const real *values, int64_t n) {
     return !others;
 }
 
+/* What this worker needs for a direction. */
+static forward_call forward_call_of(frnn_job *job, const frnn_batch *batch, const forward_space *space,
+                                    const forward_shape *f, const share *s, const frnn_worker *w, int d) {
+    const frnn_layer *layer = job->layer;
+    const frnn_forward_args *args = job->args;
+    const frnn_record *record = job->record;
+    const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
+    const int64_t own_rows = w->id * space->step_rows, record_size = f->kept * f->kept_step;
+    forward_call c = {job, batch, w, f, d, H, s->first, .keep = args->kept.data != NULL, .tangents = record != NULL};
+    c.packed = (const real *)args->packed + d * f->size;
+    c.zero = space->zero + w->id * zero_width(layer, f);
+    c.streams = streams_record(batch, &args->kept, f, layer->directions);
+    for (int i = 0; i < f->stages; ++i) {
+        c.from[i] = first_panel(s, f->stage[i].h.panels);
+        c.to[i] = end_panel(s, f->stage[i].h.panels);
+    }
+    c.h = space->h + own_rows;
+    c.c = space->c + own_rows;
+    c.record = space->now + own_rows;
+    c.now_y = space->now_y + own_rows;
+    c.y = sequences_of(batch, &args->y, d, d * O, space->y + own, s->first, s->end);
+    if (c.keep) c.kept = sequences_of(batch, &args->kept, d, d * record_size, space->kept + own, s->first, s->end);
+    if (record) {
+        memset(c.zero, 0, (size_t)zero_width(layer, f) * sizeof(real));
+        for (int i = 0; i < LENGTH(c.at); ++i) c.at[i] = space->at[i] + own_rows;
+        c.recorded_y = sequences_of(batch, &record->y, d, d * O, space->first_at[0] + own, s->first, s->end);
+        if (f->kept) {
+            c.recorded_kept =
+                sequences_of(batch, &record->kept, d, d * record_size, space->first_at[1] + own, s->first, s->end);
+        }
+    }
+    int zero_products = all_zero(c.packed + f->stage[0].zero_times + c.from[0] * VL, (c.to[0] - c.from[0]) * VL);
+    for (int64_t p = s->first; p < s->end; ++p) {
+        const int64_t r = p - s->first;
+        c.h[r] = args->h0 ? state_row(args->h0, B, batch, d, p, O) : c.zero;
+        c.c[r] = args->c0 ? state_row(args->c0, B, batch, d, p, H) : c.zero;
+        c.record[r] = space->record + (d * B + p) * record_size;
+        zero_products = zero_products && (!args->h0 || all_zero(c.h[r], O));
+    }
+    c.begin = f->at_once ? (args->x.data ? 0 : batch->T) : zero_products;
+    return c;
+}
+
+/* Steps [t, end) of a chunk, `active` positions at the first of them, from their input products a; those that are taken
+ * at once from x, the rows of the first of them. Returns the positions active at `end`. */
+INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, int64_t end, int64_t active, real *a,
+                             real *const *x) {
+    const forward_shape *f = c->shape;
+    const frnn_forward_args *args = c->job->args;
+    const packing *outputs = &f->stage[f->stages - 1].h;
+    const int64_t unit = least(outputs->units, first_vector(outputs, c->from[f->stages - 1]) * VL);
+    const int64_t units = least(outputs->units, first_vector(outputs, c->to[f->stages - 1]) * VL) - unit;
+    for (; t < end; ++t) {
+        int64_t rows = active - s->first, taken = rows;
+        take_step(c, rows, t, 0);
+        for (; f->at_once && t + 1 < end; taken += rows) {
+            pass_states(c, taken - rows, rows, taken);
+            active = active_after(c->batch, active, ++t);
+            rows = active - s->first;
+            take_step(c, rows, t, taken);
+        }
+        const int stops = skips(c->job, c->worker, taken, outputs->units, f->width);
+        if (!stops) forward_stage_step(c, 0, t, taken, a, f->at_once ? x : c->h, 0);
+        if (f->stages == 2) {
+            frnn_barrier(s->group, s->parts);
+            if (!stops) forward_stage_step(c, 1, t, taken, a, c->record, f->second * f->kept_step);
+        }
+        copy_rows(c->batch, c->now_y, taken, &args->y, args->y_copy, unit, units);
+        pass_states(c, taken - rows, rows, 0);
+        a += taken * f->step;
+        active = active_after(c->batch, active, t + 1);
+        frnn_barrier(s->group, s->parts);
+    }
+    return active;
+}
+
+/* The states after each sequence's last step, if they are wanted. */
+static void last_states(const forward_call *c, const share *s, const forward_space *space) {
+    const frnn_forward_args *args = c->job->args;
+    const forward_shape *f = c->shape;
+    const int64_t B = c->batch->B, H = c->H, O = c->job->layer->output_size, at_c = f->cell.shape.c * f->kept_step;
+    for (int64_t p = s->first; p < s->end; ++p) {
+        const int64_t last = length_at(c->batch, p) - 1;
+        const real *h = args->h0 ? state_row(args->h0, B, c->batch, c->d, p, O) : c->zero;
+        const real *state = args->c0 ? state_row(args->c0, B, c->batch, c->d, p, H) : c->zero;
+        if (last >= 0) {
+            h = row_at(&c->y, p, last);
+            state =
+                at_c + (c->keep ? row_at(&c->kept, p, last) : space->record + (c->d * B + p) * f->kept * f->kept_step);
+        }
+        real *hT = state_row(args->hT, B, c->batch, c->d, p, O), *cT = state_row(args->cT, B, c->batch, c->d, p, H);
+        if (hT && hT != h) memmove(hT, h, (size_t)O * sizeof(real));
+        if (cT && cT != state) memmove(cT, state, (size_t)H * sizeof(real));
+    }
+}
+
 static void forward_direction(frnn_job *job, const frnn_batch *batch, const forward_space *space, const share *s,
                               const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_forward_args *args = job->args;
     const frnn_record *record = job->record;
     const forward_shape f = forward_shape_of(layer);
-    const cell_shape *cell = &f.cell.shape;
-    const int64_t B = batch->B, H = layer->hidden_size, O = layer->output_size, own = w->id * B;
-    const int64_t most_rows = forward_rows(&f), input_step = mapped_step(layer, cell);
-    const int64_t record_size = f.kept * f.kept_step;
-    const int inputs = args->x.data != NULL; /* or they are tangents that are zero */
-    forward_call c = {
-        job, w, &f, H, .keep = args->kept.data != NULL, .packed = (const real *)args->packed + d * f.size};
-    c.streams = streams_record(batch, &args->kept, &f, layer->directions);
-    c.tangents = record != NULL;
-    for (int i = 0; i < f.stages; ++i) {
-        c.from[i] = first_panel(s, f.stage[i].h.panels);
-        c.to[i] = end_panel(s, f.stage[i].h.panels);
-    }
-    const real *zero_times = c.packed + f.stage[0].zero_times;
-    c.begins_with_zeros = all_zero(zero_times + c.from[0] * VL, (c.to[0] - c.from[0]) * VL);
-    const packing *outputs = &f.stage[f.stages - 1].h;
-    const int64_t own_unit = least(O, first_vector(outputs, c.from[f.stages - 1]) * VL);
-    const int64_t own_units = least(O, first_vector(outputs, c.to[f.stages - 1]) * VL) - own_unit;
-    c.h = space->h + own;
-    c.c = space->c + own;
-    c.record = space->now + own;
-    c.y = space->now_y + own;
+    const int64_t B = batch->B, I = layer->input_size, most_rows = forward_rows(&f);
+    const int function = f.cell.shape.input, inputs = args->x.data != NULL; /* or they are tangents that are zero */
+    const int overwritten = f.at_once && args->x.data == args->y.data;
+    const forward_call c = forward_call_of(job, batch, space, &f, s, w, d);
+    const sequences x =
+        sequences_of(batch, inputs ? &args->x : &record->x, d, 0, space->x + w->id * B, s->first, s->end);
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
     real *a = space->a + (leader * most_rows + s->first_direction * B + s->first) * f.step;
-    real **chunk_rows = space->rows + w->id * (most_rows + B);
-    real *mapped = space->mapped + w->id * (most_rows + B) * input_step;
-    real *zero = space->zero + w->id * zero_width(layer, &f);
-    const sequences x = sequences_of(batch, inputs ? &args->x : &record->x, d, 0, space->x + own, s->first, s->end);
-    const sequences y = sequences_of(batch, &args->y, d, d * O, space->y + own, s->first, s->end);
-    sequences kept = {0};
-    if (c.keep) kept = sequences_of(batch, &args->kept, d, d * record_size, space->kept + own, s->first, s->end);
-    sequences recorded_y = {0}, recorded = {0};
-    if (record) {
-        memset(zero, 0, (size_t)zero_width(layer, &f) * sizeof(real));
-        for (int i = 0; i < LENGTH(c.at); ++i) c.at[i] = space->at[i] + own;
-        recorded_y = sequences_of(batch, &record->y, d, d * O, space->first_at[0] + own, s->first, s->end);
-        if (f.kept) {
-            recorded =
-                sequences_of(batch, &record->kept, d, d * record_size, space->first_at[1] + own, s->first, s->end);
-        }
-    }
-    for (int64_t p = s->first; p < s->end; ++p) {
-        const int64_t r = p - s->first;
-        c.h[r] = args->h0 ? state_row(args->h0, batch->B, batch, d, p, O) : zero;
-        c.c[r] = args->c0 ? state_row(args->c0, batch->B, batch, d, p, H) : zero;
-        c.begins_with_zeros = c.begins_with_zeros && (!args->h0 || all_zero(c.h[r], O));
-        c.record[r] = space->record + (d * B + p) * record_size;
-    }
+    real **rows = space->rows + w->id * (most_rows + B);
+    real *mapped = space->mapped + w->id * (most_rows + B) * f.input_step;
 
     int64_t active = active_after(batch, s->end, 0);
     for (int64_t t = 0, end; active > s->first; t = end) {
         int64_t count = 0, now = active;
         for (end = t; now > s->first && (end == t || count + now - s->first <= most_rows);) {
-            for (int64_t p = s->first; p < now; ++p) chunk_rows[count++] = row_at(&x, p, end);
+            for (int64_t p = s->first; p < now; ++p) rows[count++] = row_at(&x, p, end);
             now = active_after(batch, now, ++end);
         }
-        if (s->part == 0 && d == 0) copy_rows(batch, chunk_rows, count, &args->x, args->x_copy, 0, layer->input_size);
-        if (input_step && !record) map_rows(cell->input, chunk_rows, count, layer->input_size, mapped, input_step);
-        if (input_step && record && inputs) {
-            map_tangents(cell->input, chunk_rows, count, layer->input_size, &args->x, &record->x, mapped, input_step);
+        if (s->part == 0 && d == 0) copy_rows(batch, rows, count, &args->x, args->x_copy, 0, I);
+        if (!record && (function != IDENTITY || overwritten)) map_rows(function, rows, count, I, mapped, f.input_step);
+        if (record && inputs && f.input_step) {
+            map_tangents(function, rows, count, I, &args->x, &record->x, mapped, f.input_step);
         }
         for (int i = 0; i < f.stages; ++i) {
             const forward_stage *stage = &f.stage[i];
             packing W = stage->x;
             if (W.gates == 0) continue;
             if (!inputs) W.K = 0;
-            const product_sums sums = {record ? zero : c.packed + stage->bias, 0, a + stage->column, f.step};
-            product_rows(job, w, &W, c.packed + stage->W, (const real *const *)chunk_rows, count, c.from[i], c.to[i],
-                         sums);
+            const product_sums sums = {record ? c.zero : c.packed + stage->bias, 0, a + stage->column, f.step};
+            product_rows(job, w, &W, c.packed + stage->W, (const real *const *)rows, count, c.from[i], c.to[i], sums);
         }
-        poll(job, w, (double)count * (double)f.width * (double)(layer->input_size + O));
+        poll(job, w, (double)count * (double)f.width * (double)(I + layer->output_size));
         if (leave(job, s->group, s->part, s->parts)) return;
-
-        real *step_a = a;
-        for (int64_t step = t; step < end; ++step) {
-            const int64_t rows = active - s->first;
-            for (int64_t r = 0; r < rows; ++r) {
-                c.y[r] = row_at(&y, s->first + r, step);
-                if (c.keep) c.record[r] = row_at(&kept, s->first + r, step);
-            }
-            if (record) recorded_at(&c, record, batch, d, &recorded_y, &recorded, s->first, rows, step);
-            const int stops = skips(job, w, rows, O, f.width);
-            if (!stops) forward_stage_step(&c, 0, step, rows, step_a, c.h, 0);
-            if (f.stages == 2) {
-                frnn_barrier(s->group, s->parts);
-                if (!stops) forward_stage_step(&c, 1, step, rows, step_a, c.record, f.second * f.kept_step);
-            }
-            copy_rows(batch, c.y, rows, &args->y, args->y_copy, own_unit, own_units);
-            for (int64_t r = 0; r < rows; ++r) {
-                c.h[r] = c.y[r];
-                if (cell->c != NONE) c.c[r] = c.record[r] + cell->c * f.kept_step;
-            }
-            step_a += rows * f.step;
-            active = active_after(batch, active, step + 1);
-            frnn_barrier(s->group, s->parts);
-        }
+        active = forward_steps(&c, s, t, end, active, a, rows);
     }
-    if (s->part > 0 || atomic_load(&job->stopped)) return;
-    for (int64_t p = s->first; p < s->end; ++p) {
-        const int64_t r = p - s->first;
-        real *hT = state_row(args->hT, batch->B, batch, d, p, O), *cT = state_row(args->cT, batch->B, batch, d, p, H);
-        if (hT && hT != c.h[r]) memmove(hT, c.h[r], (size_t)O * sizeof(real));
-        if (cT && cT != c.c[r]) memmove(cT, c.c[r], (size_t)H * sizeof(real));
-    }
+    if (s->part == 0 && !atomic_load(&job->stopped)) last_states(&c, s, space);
 }
 
 static void forward_work(void *argument, const frnn_worker *w) {

@@ -329,4 +329,6 @@ INLINE const real *next_lines(const packing *p, const real *packed, int64_t n, i
 }
 
 /* `count` rows are covered by tiles of nearly equal height. */
-INLINE split tiles_of(const packing *p, int64_t count) { return split_of(count, divide_up(count, p->rows)); }
+INLINE split tiles_of(const packing *p, int64_t count) {
+    return count <= p->rows ? (split){count > 0, count, 0} : split_of(count, divide_up(count, p->rows));
+}

@@ -180,9 +180,10 @@ static int poll(frnn_job *job, const frnn_worker *w, double macs) {
 
 /* Within a chunk or a product: is the next piece to be skipped, K multiply-adds for each of `columns` of some rows?
  * Asked where a piece takes long. */
+INLINE int takes_long(double macs) { return macs > POLL_MACS / 100; }
 INLINE int skips(frnn_job *job, const frnn_worker *w, int64_t rows, int64_t K, int64_t columns) {
     const double macs = (double)rows * (double)K * (double)columns;
-    return macs > POLL_MACS / 100 && poll(job, w, macs);
+    return takes_long(macs) && poll(job, w, macs);
 }
 
 /* And within a panel of so many rows that their memory, used for the first time, may take long: after tile m. */

@@ -181,7 +181,7 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
     }
 }
 
-/* From a tile of dh_t = delta_{t+1} R, to which dy_t is added, to delta_t. A gradient that comes past the product to h
+/* From a tile of dh_t = delta_{t+1} R (cells without R have none), to which dy_t is added, to delta_t. A gradient that comes past the product to h
  * itself (there is no c) is part of dh_t; it is added first, so that dh_t is the same however the steps are cut into
  * windows. */
 INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
@@ -192,7 +192,7 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
         for (int u = 0; u < p->vecs; ++u, tile += VL) {
             const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
             reverse_values v;
-            v.dh = v_load(tile);
+            v.dh = s.h > 0 || stage > 0 ? v_load(tile) : v_set1(0);
             if (s.direct) v.direct = v_load(p->direct[r] + unit);
             if (stage == 0 && s.direct && s.c == NONE) v.dh = v_add(v.dh, v.direct);
             if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
@@ -302,7 +302,8 @@ static frnn_shape shape_of(const frnn_layer *layer) {
     return (frnn_shape){.gates = s.gates,
                         .kept = s.kept + (layer->output_size < layer->hidden_size),
                         .kept_step = column_step(layer->hidden_size),
-                        .h = s.h > 0,
+                        .R = s.h > 0,
+                        .h = s.h > 0 || s.h_in_forward,
                         .c = s.c != NONE,
                         .peephole = s.peephole};
 }

@@ -58,7 +58,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
      * it. */
     f.rows = most(32, least(BLOCK_ROWS, CHUNK_MACS / (f.columns * (I + O))));
     f.step = row_step(f.columns + (f.projected ? O : 0));
-    f.input_step = mapped_step(layer, s);
+    f.input_step = s->input == IDENTITY ? 0 : divide_up(I, VL) * VL;
     return f;
 }
 
@@ -270,20 +270,48 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
     }
 }
 
-/* What passes beside the products to c: for positions [from, to), whose last step this is, it begins as the gradient of
- * the last c; for those before, it is clipped if that was asked for. */
+/* The same where there is no product: all of the worker's units at once. The rows of dy that the next step takes are
+ * asked for. */
+static void reverse_plain_step(const reverse_call *c, const reverse_direction *v, int64_t t, int64_t from, int64_t to,
+                               int64_t dy_step) {
+    const packing *units = &c->shape.stage[0].p;
+    const share *s = &c->share;
+    const reverse_rows *rows = &c->rows;
+    const int64_t first = first_vector(units, first_panel(s, units->panels));
+    reverse_point point = {.unit = first * VL, .H = c->layer->hidden_size, .kept_step = c->shape.kept_step};
+    point.vecs = (int)(first_vector(units, end_panel(s, units->panels)) - first);
+    point.n = units->units - point.unit;
+    for (int64_t p = from; p < to; p += point.rows) {
+        point.rows = (int)least(ROWS_AHEAD, to - p);
+        point.at.y = (const real *const *)rows->y + p;
+        point.delta = rows->delta + p;
+        point.direct = v->direct_rows + p;
+        if (c->args->dy.data) {
+            point.dy = (const real *const *)rows->dy + p;
+            for (int r = 0; t > 0 && r < point.rows; ++r) {
+                fetch_ahead(rows->dy[p + r] - dy_step + point.unit, point.vecs * VL);
+            }
+        }
+        c->shape.cell.backward(NULL, &point);
+    }
+}
+
+/* What passes beside the products to c (to h, where there are no products): for positions [from, to), whose last step
+ * this is, it begins as the gradient of the last state; for those before, it is clipped if that was asked for. */
 static void begin_direct(const reverse_call *c, int d, const reverse_direction *v, int64_t from, int64_t to) {
     const packing *units = &c->shape.stage[c->shape.stages - 1].p;
     const share *s = &c->share;
-    const int clips = c->args->clip_step > 0 && c->shape.cell.shape.c != NONE;
-    if (!c->shape.cell.shape.direct) return;
+    const cell_shape *cell = &c->shape.cell.shape;
+    const int clips = c->args->clip_step > 0 && (cell->c != NONE || cell->h == 0);
+    const void *end = cell->c == NONE && cell->h == 0 ? c->args->dhT : c->args->dcT;
+    if (!cell->direct) return;
     for (int64_t j = first_panel(s, units->panels); j < end_panel(s, units->panels); ++j) {
         const int64_t unit = first_vector(units, j) * VL;
         const int vecs = panel_vectors(units, j);
         for (int64_t p = s->first; clips && p < from; ++p)
             clip(v->direct_rows[p] + unit, vecs * VL, c->args->clip_step);
         for (int64_t p = from; p < to; ++p) {
-            load_state(end_state(c, c->args->dcT, d, p, units->units), unit, units->units - unit, vecs,
+            load_state(end_state(c, end, d, p, units->units), unit, units->units - unit, vecs,
                        v->direct_rows[p] + unit);
         }
     }
@@ -329,7 +357,9 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
         }
         const int stops = skips(c->job, c->worker, own_end - s->first, f->columns, c->layer->output_size);
         begin_direct(c, d, v, own_following, own_end);
-        if (!stops) {
+        if (!stops && cell->h == 0) {
+            reverse_plain_step(c, v, t, s->first, own_end, dy_step);
+        } else if (!stops) {
             reverse_stage_step(c, d, 0, v, t, s->first, own_following, next);
             reverse_stage_step(c, d, 0, v, t, own_following, own_end, NULL);
         }

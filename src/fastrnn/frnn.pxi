@@ -22,7 +22,7 @@ cdef extern from "fastrnn.h" nogil:
         const int64_t *context
         int contexts
     ctypedef struct frnn_shape:
-        int gates, kept, h, c, peephole
+        int gates, kept, h, c, R, peephole
         int64_t kept_step
     ctypedef struct frnn_batch:
         int64_t T, B

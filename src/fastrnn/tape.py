@@ -105,6 +105,8 @@ class Tape:
     @property
     def c(self) -> np.ndarray | tuple[np.ndarray, ...]:
         """Every step's c_t (LSTM, CEC), in the layout of y with ``D*H`` last."""
+        if self._layer._states == ("c",) and not self._levels[0].engine.kept:
+            return self.h  # the output itself
         gates = len(self._layer._gates)
         return self._columns("c", "c" in self._layer._states, gates, gates + 1)
 

@@ -99,7 +99,7 @@ static frnn_weights weights_of(const frnn_layer *layer, int d, results *r) {
     const int64_t I = layer->input_size * (layer->contexts ? layer->contexts : 1), H = layer->hidden_size;
     const int64_t O = layer->output_size, GH = shape.gates * H;
     const int64_t counts[] = {
-        GH * I, shape.h ? GH * O : 0, GH, shape.h && d == 0 ? GH : 0, O < H ? O * H : 0, shape.peephole ? 3 * H : 0};
+        GH * I, shape.R ? GH * O : 0, GH, shape.R && d == 0 ? GH : 0, O < H ? O * H : 0, shape.peephole ? 3 * H : 0};
     void *data[6];
     for (int i = 0; i < 6; ++i) {
         data[i] = NULL;
