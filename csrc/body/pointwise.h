@@ -181,9 +181,9 @@ INLINE void forward_tile(const cell_shape s, const int variant, const int stage,
     }
 }
 
-/* From a tile of dh_t = delta_{t+1} R (cells without R have none), to which dy_t is added, to delta_t. A gradient that comes past the product to h
- * itself (there is no c) is part of dh_t; it is added first, so that dh_t is the same however the steps are cut into
- * windows. */
+/* From a tile of dh_t = delta_{t+1} R (cells without R have none), to which dy_t is added, to delta_t. A gradient that
+ * comes past the product to h itself (there is no c) is part of dh_t; it is added first, so that dh_t is the same
+ * however the steps are cut into windows. */
 INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
                          void equations(int variant, int stage, reverse_values *v), const real *tile,
                          const reverse_point *p) {
