@@ -151,6 +151,8 @@ static void context_work(void *argument, const frnn_worker *w) {
     real **rows = s.rows + w->id * f.rows, **y = s.y + w->id * f.rows, **at_y = s.at_y + w->id * f.rows;
     packing product = f.W;
     if (!args->x.data) product.K = 0;
+    const row_copy x_copy = copy_of(job->batch, &args->x, args->x_copy, I, STREAMED_X);
+    const row_copy y_copy = copy_of(job->batch, &args->y, args->y_copy, layer->directions * H, STREAMED_Y);
     const int64_t total = total_rows(job->batch), end = part(w->id + 1, w->size, total);
     int64_t row = part(w->id, w->size, total), count;
     cursor at = cursor_at(job->batch, row);
@@ -165,7 +167,7 @@ static void context_work(void *argument, const frnn_worker *w) {
             for (int k = 0; k < layer->contexts; ++k, W += packed_size(&f.W)) {
                 if (args->x.data) shifted_rows(&args->x, places, count, offset_of(layer, k, d), 0, outside, rows);
                 const product_sums sums = {k ? a : init, k ? width : 0, a, width};
-                product_rows(job, w, &product, W, (const real *const *)rows, count, 0, f.W.panels, sums);
+                product_rows(job, w, &product, W, (const real *const *)rows, count, 0, f.W.panels, sums, &no_copy);
             }
             shifted_rows(&args->y, places, count, 0, d * H, NULL, y);
             if (record) shifted_rows(&record->y, places, count, 0, d * H, NULL, at_y);
@@ -178,10 +180,10 @@ static void context_work(void *argument, const frnn_worker *w) {
                 point.at.y = (const real *const *)at_y;
                 (record ? cell.tangent : cell.forward)(&point);
             }
-            copy_rows(job->batch, y, count, &args->y, args->y_copy, 0, H);
+            copy_rows(&y_copy, (const real *const *)y, count, 0, H);
         }
         if (args->x_copy) shifted_rows(&args->x, places, count, 0, 0, NULL, rows);
-        copy_rows(job->batch, rows, count, &args->x, args->x_copy, 0, I);
+        copy_rows(&x_copy, (const real *const *)rows, count, 0, I);
         poll(job, w, (double)count * (double)H * (double)I * layer->contexts * layer->directions);
     }
 }
@@ -346,7 +348,7 @@ static void context_input_gradient(const context_reverse_call *c, const delta_wi
                 inside(&places[r], -offset) ? v->delta + (row + from + r - offset - v->base) * f->step : c->outside;
         }
         const product_sums sums = {k ? c->dx : c->outside, k ? width : 0, c->dx, width};
-        product_rows(c->call.job, w, &f->V, V, rows, own, 0, f->V.panels, sums);
+        product_rows(c->call.job, w, &f->V, V, rows, own, 0, f->V.panels, sums, &no_copy);
     }
     shifted_rows(&c->call.args->dx, places, own, 0, 0, NULL, c->rows[0]);
     for (int64_t r = 0; r < own; ++r) {

@@ -184,6 +184,8 @@ typedef struct {
     int64_t begin; /* the first step whose product is not zero in the first stage */
     const real *packed;
     real *zero; /* a row that stands for a bias or a state */
+    row_copy x_copy, y_copy;
+    int64_t unit, units; /* of y, those of its panels */
     sequences y, kept, recorded_y, recorded_kept;
     real **h, **c, **now_y, **record; /* for each of a step's rows */
     real **at[4];                     /* for tangents the recorded y, h, c and record */
@@ -337,10 +339,15 @@ static forward_call forward_call_of(frnn_job *job, const frnn_batch *batch, cons
     c.packed = (const real *)args->packed + d * f->size;
     c.zero = space->zero + w->id * zero_width(layer, f);
     c.streams = streams_record(batch, &args->kept, f, layer->directions);
+    c.x_copy = copy_of(batch, &args->x, s->part == 0 && d == 0 ? args->x_copy : NULL, layer->input_size, STREAMED_X);
+    c.y_copy = copy_of(batch, &args->y, args->y_copy, layer->directions * O, STREAMED_Y);
     for (int i = 0; i < f->stages; ++i) {
         c.from[i] = first_panel(s, f->stage[i].h.panels);
         c.to[i] = end_panel(s, f->stage[i].h.panels);
     }
+    const packing *outputs = &f->stage[f->stages - 1].h;
+    c.unit = least(O, first_vector(outputs, c.from[f->stages - 1]) * VL);
+    c.units = least(O, first_vector(outputs, c.to[f->stages - 1]) * VL) - c.unit;
     c.h = space->h + own_rows;
     c.c = space->c + own_rows;
     c.record = space->now + own_rows;
@@ -373,10 +380,6 @@ static forward_call forward_call_of(frnn_job *job, const frnn_batch *batch, cons
 INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, int64_t end, int64_t active, real *a,
                              real *const *x) {
     const forward_shape *f = c->shape;
-    const frnn_forward_args *args = c->job->args;
-    const packing *outputs = &f->stage[f->stages - 1].h;
-    const int64_t unit = least(outputs->units, first_vector(outputs, c->from[f->stages - 1]) * VL);
-    const int64_t units = least(outputs->units, first_vector(outputs, c->to[f->stages - 1]) * VL) - unit;
     for (; t < end; ++t) {
         int64_t rows = active - s->first, taken = rows;
         take_step(c, rows, t, 0);
@@ -386,13 +389,13 @@ INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, i
             rows = active - s->first;
             take_step(c, rows, t, taken);
         }
-        const int stops = skips(c->job, c->worker, taken, outputs->units, f->width);
+        const int stops = skips(c->job, c->worker, taken, c->job->layer->output_size, f->width);
         if (!stops) forward_stage_step(c, 0, t, taken, a, f->at_once ? x : c->h, 0);
         if (f->stages == 2) {
             frnn_barrier(s->group, s->parts);
             if (!stops) forward_stage_step(c, 1, t, taken, a, c->record, f->second * f->kept_step);
         }
-        copy_rows(c->batch, c->now_y, taken, &args->y, args->y_copy, unit, units);
+        copy_rows(&c->y_copy, (const real *const *)c->now_y, taken, c->unit, c->units);
         pass_states(c, taken - rows, rows, 0);
         a += taken * f->step;
         active = active_after(c->batch, active, t + 1);
@@ -447,7 +450,7 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
             for (int64_t p = s->first; p < now; ++p) rows[count++] = row_at(&x, p, end);
             now = active_after(batch, now, ++end);
         }
-        if (s->part == 0 && d == 0) copy_rows(batch, rows, count, &args->x, args->x_copy, 0, I);
+        if (f.at_once) copy_rows(&c.x_copy, (const real *const *)rows, count, 0, I);
         if (!record && (function != IDENTITY || overwritten)) map_rows(function, rows, count, I, mapped, f.input_step);
         if (record && inputs && f.input_step) {
             map_tangents(function, rows, count, I, &args->x, &record->x, mapped, f.input_step);
@@ -458,7 +461,8 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
             if (W.gates == 0) continue;
             if (!inputs) W.K = 0;
             const product_sums sums = {record ? c.zero : c.packed + stage->bias, 0, a + stage->column, f.step};
-            product_rows(job, w, &W, c.packed + stage->W, (const real *const *)rows, count, c.from[i], c.to[i], sums);
+            product_rows(job, w, &W, c.packed + stage->W, (const real *const *)rows, count, c.from[i], c.to[i], sums,
+                         i == 0 ? &c.x_copy : &no_copy);
         }
         poll(job, w, (double)count * (double)f.width * (double)(I + layer->output_size));
         if (leave(job, s->group, s->part, s->parts)) return;
