@@ -129,7 +129,7 @@ enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
 /* From so many bytes on, copies for the tape and its record are written past the caches, and far weights too, for to
  * fetch lines that are then overwritten is half of what it costs; the copy of x and the record, which backward reads,
  * only if caches could not hold them until then. Such writes may come late: a fence ends a worker's part of a call. */
-enum { STREAMED_X = 1 << 21, STREAMED_Y = 1 << 20, STREAMED_RECORD = 1 << 25 };
+enum { STREAMED_X = 1 << 21, STREAMED_Y = 1 << 20, STREAMED_RECORD = 3 << 24 };
 
 INLINE int streams(const packing *p, const real *packed) {
     return packed_size(p) * sizeof(real) >= FAR_WEIGHTS && p->units % VL == 0 && (uintptr_t)packed % LINE_BYTES == 0;
