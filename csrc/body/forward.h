@@ -254,6 +254,10 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             } else {
                 f->cell.forward(&point);
             }
+            if (f->at_once) { /* a chunk's rows together would take as long as memory does */
+                copy_rows(&c->y_copy, (const real *const *)point.y, point.rows, point.unit,
+                          least(point.n, point.vecs * VL));
+            }
             if (skips_tiles(c->job, c->worker, m, p)) return;
         }
     }
@@ -395,7 +399,7 @@ INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, i
             frnn_barrier(s->group, s->parts);
             if (!stops) forward_stage_step(c, 1, t, taken, a, c->record, f->second * f->kept_step);
         }
-        copy_rows(&c->y_copy, (const real *const *)c->now_y, taken, c->unit, c->units);
+        if (!f->at_once) copy_rows(&c->y_copy, (const real *const *)c->now_y, taken, c->unit, c->units);
         pass_states(c, taken - rows, rows, 0);
         a += taken * f->step;
         active = active_after(c->batch, active, t + 1);
@@ -450,8 +454,11 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
             for (int64_t p = s->first; p < now; ++p) rows[count++] = row_at(&x, p, end);
             now = active_after(batch, now, ++end);
         }
-        if (f.at_once) copy_rows(&c.x_copy, (const real *const *)rows, count, 0, I);
-        if (!record && (function != IDENTITY || overwritten)) map_rows(function, rows, count, I, mapped, f.input_step);
+        if (!record && (function != IDENTITY || overwritten)) {
+            map_rows(function, rows, count, I, mapped, f.input_step, &c.x_copy);
+        } else if (f.at_once) {
+            copy_rows(&c.x_copy, (const real *const *)rows, count, 0, I);
+        }
         if (record && inputs && f.input_step) {
             map_tangents(function, rows, count, I, &args->x, &record->x, mapped, f.input_step);
         }

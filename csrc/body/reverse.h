@@ -353,7 +353,7 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
         }
         if (f->input_step && s->part == 0) {
             map_rows(cell->input, v->chunk.x + offset + s->first, own_end - s->first, c->layer->input_size,
-                     v->chunk.mapped + (offset + s->first) * f->input_step, f->input_step);
+                     v->chunk.mapped + (offset + s->first) * f->input_step, f->input_step, &no_copy);
         }
         const int stops = skips(c->job, c->worker, own_end - s->first, f->columns, c->layer->output_size);
         begin_direct(c, d, v, own_following, own_end);

@@ -65,10 +65,11 @@ static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, 
     }
 }
 
-/* Rows of n reals through the function f into `mapped`, and the table made to point there. */
-static void map_rows(int f, real **rows, int64_t count, int64_t n, real *mapped, int64_t step) {
+/* Rows of n reals through the function f into `mapped`, to where the table then points; each is copied on the way. */
+static void map_rows(int f, real **rows, int64_t count, int64_t n, real *mapped, int64_t step, const row_copy *copy) {
     for (int64_t r = 0; r < count; ++r, mapped += step) {
         for (int64_t i = 0; i < n; i += VL) v_store(mapped + i, activation(f, load_upto(rows[r] + i, n - i)));
+        copy_rows(copy, (const real *const *)rows + r, 1, 0, n);
         rows[r] = mapped;
     }
 }
