@@ -206,15 +206,17 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
  * The sum begins at zero, so that it is rounded to its own size and not to that of init; if it is taken in slices, each
- * begins anew and is added. If it `fetches`, it asks for one line of `ahead` for each k. */
+ * begins anew and is added, in registers where a tile is so small that they hold the sum of all beside that of one. If
+ * it `fetches`, it asks for one line of `ahead` for each k. */
 INLINE void tile_body(const int rows, const int vecs, const int fetches, const int slices, int64_t K, int64_t slice,
                       const real *const *row, int64_t stride, const real *panel, const real *init, int64_t init_step,
                       real *out, int64_t out_step, const real *ahead) {
+    const int small = slices && rows * vecs <= TILE_SUMS / 2;
     vec sum[TILE_ROWS][TILE_VECS], total[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS];
     UNROLL for (int r = 0; r < rows; ++r) {
         a[r] = row[r];
-        UNROLL for (int n = 0; n < vecs && slices; ++n) total[r][n] = v_load(init + r * init_step + n * VL);
+        UNROLL for (int n = 0; n < vecs && small; ++n) total[r][n] = v_load(init + r * init_step + n * VL);
     }
     int64_t k = 0;
     do {
@@ -228,37 +230,35 @@ INLINE void tile_body(const int rows, const int vecs, const int fetches, const i
                 UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
             }
         }
-        UNROLL for (int r = 0; r < rows && slices; ++r) {
-            UNROLL for (int n = 0; n < vecs; ++n) total[r][n] = v_add(total[r][n], sum[r][n]);
+        UNROLL for (int r = 0; r < rows; ++r) {
+            UNROLL for (int n = 0; n < vecs; ++n) {
+                if (small) {
+                    total[r][n] = v_add(total[r][n], sum[r][n]);
+                } else {
+                    v_store(out + r * out_step + n * VL, v_add(v_load(init + r * init_step + n * VL), sum[r][n]));
+                }
+            }
         }
+        init = out;
+        init_step = out_step;
     } while (slices && k < K);
-    UNROLL for (int r = 0; r < rows; ++r) {
-        UNROLL for (int n = 0; n < vecs; ++n) {
-            v_store(out + r * out_step + n * VL,
-                    slices ? total[r][n] : v_add(v_load(init + r * init_step + n * VL), sum[r][n]));
-        }
+    UNROLL for (int r = 0; r < rows && small; ++r) {
+        UNROLL for (int n = 0; n < vecs; ++n) v_store(out + r * out_step + n * VL, total[r][n]);
     }
 }
 
-typedef void tile_kernel(int64_t K, const real *const *row, int64_t stride, const real *panel, const real *init,
-                         int64_t init_step, real *out, int64_t out_step, const real *ahead);
-typedef void slices_kernel(int64_t K, int64_t slice, const real *const *row, int64_t stride, const real *panel,
-                           const real *init, int64_t init_step, real *out, int64_t out_step);
+typedef void tile_kernel(int64_t K, int64_t slice, const real *const *row, int64_t stride, const real *panel,
+                         const real *init, int64_t init_step, real *out, int64_t out_step, const real *ahead);
 
-#define TILE_KERNEL(name, fetches, rows, vecs)                                                                         \
-    static void name##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const real *panel,              \
-                                    const real *init, int64_t init_step, real *out, int64_t out_step,                  \
-                                    const real *ahead) {                                                               \
-        tile_body(rows, vecs, fetches, 0, K, K, row, stride, panel, init, init_step, out, out_step, ahead);            \
-    }
-#define SLICES_KERNEL(rows, vecs)                                                                                      \
-    static void slices_##rows##x##vecs(int64_t K, int64_t slice, const real *const *row, int64_t stride,               \
-                                       const real *panel, const real *init, int64_t init_step, real *out,              \
-                                       int64_t out_step) {                                                             \
-        tile_body(rows, vecs, 0, 1, K, slice, row, stride, panel, init, init_step, out, out_step, NULL);               \
+#define TILE_KERNEL(name, fetches, slices, rows, vecs)                                                                 \
+    static void name##rows##x##vecs(int64_t K, int64_t slice, const real *const *row, int64_t stride,                  \
+                                    const real *panel, const real *init, int64_t init_step, real *out,                 \
+                                    int64_t out_step, const real *ahead) {                                             \
+        tile_body(rows, vecs, fetches, slices, K, slice, row, stride, panel, init, init_step, out, out_step, ahead);   \
     }
 #define TILE_ROW(rows, vecs)                                                                                           \
-    TILE_KERNEL(tile_, 0, rows, vecs) TILE_KERNEL(fetching_tile_, 1, rows, vecs) SLICES_KERNEL(rows, vecs)
+    TILE_KERNEL(tile_, 0, 0, rows, vecs)                                                                               \
+    TILE_KERNEL(slices_, 0, 1, rows, vecs) TILE_KERNEL(fetching_slices_, 1, 1, rows, vecs)
 #define TILE_KERNELS(rows) TILE_ROW(rows, 1) TILE_ROW(rows, 2) TILE_ROW(rows, 3) TILE_ROW(rows, 4)
 TILE_KERNELS(1)
 TILE_KERNELS(2)
@@ -269,53 +269,21 @@ TILE_KERNELS(6)
 TILE_KERNELS(7)
 TILE_KERNELS(8)
 
-#define TILE_ENTRY(name, most, rows, vecs) (rows) * (vecs) <= (most) ? name##rows##x##vecs : NULL
-#define TILE_ENTRIES(name, most, rows)                                                                                 \
-    {TILE_ENTRY(name, most, rows, 1), TILE_ENTRY(name, most, rows, 2), TILE_ENTRY(name, most, rows, 3),                \
-     TILE_ENTRY(name, most, rows, 4)}
-#define TILE_TABLE(name, most)                                                                                         \
-    {                                                                                                                  \
-        TILE_ENTRIES(name, most, 1), TILE_ENTRIES(name, most, 2), TILE_ENTRIES(name, most, 3),                         \
-        TILE_ENTRIES(name, most, 4), TILE_ENTRIES(name, most, 5), TILE_ENTRIES(name, most, 6),                         \
-        TILE_ENTRIES(name, most, 7), TILE_ENTRIES(name, most, 8)}
-static tile_kernel *const tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(tile_, TILE_SUMS);
-static tile_kernel *const fetching_tile_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(fetching_tile_, TILE_SUMS);
-/* Of tiles so small that a sum over all slices fits beside that of one. */
-static slices_kernel *const slices_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(slices_, TILE_SUMS / 2);
+#define TILE_ENTRY(name, rows, vecs) (rows) * (vecs) <= TILE_SUMS ? name##rows##x##vecs : NULL
+#define TILE_ENTRIES(name, rows)                                                                                       \
+    {TILE_ENTRY(name, rows, 1), TILE_ENTRY(name, rows, 2), TILE_ENTRY(name, rows, 3), TILE_ENTRY(name, rows, 4)}
+#define TILE_TABLE(name)                                                                                               \
+    {TILE_ENTRIES(name, 1), TILE_ENTRIES(name, 2), TILE_ENTRIES(name, 3), TILE_ENTRIES(name, 4),                       \
+     TILE_ENTRIES(name, 5), TILE_ENTRIES(name, 6), TILE_ENTRIES(name, 7), TILE_ENTRIES(name, 8)}
+static tile_kernel *const tile_kernels[][TILE_ROWS][TILE_VECS] = {TILE_TABLE(tile_), TILE_TABLE(slices_),
+                                                                  TILE_TABLE(fetching_slices_)};
 
-/* A tile of a product in one slice, or slice by slice. */
-static void sliced_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
-                           const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
-                           const real *ahead) {
-    slices_kernel *const slices = ahead ? NULL : slices_kernels[rows - 1][vecs - 1];
-    if (slices) {
-        slices(K, slice, row, stride, panel, init, init_step, out, out_step);
-        return;
-    }
-    for (int64_t k = 0; k < K; k += slice) {
-        const int64_t count = least(K - k, slice);
-        const real *at[TILE_ROWS];
-        for (int r = 0; r < rows; ++r) at[r] = row[r] + k * stride;
-        if (ahead) {
-            fetching_tile_kernels[rows - 1][vecs - 1](count, at, stride, panel, init, init_step, out, out_step, ahead);
-            ahead += count * LINE;
-        } else {
-            tile_kernels[rows - 1][vecs - 1](count, at, stride, panel, init, init_step, out, out_step, NULL);
-        }
-        panel += count * vecs * VL;
-        init = out;
-        init_step = out_step;
-    }
-}
-
+/* A tile of a product in one slice, or slice by slice and then perhaps fetching. */
 INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
                          const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
                          const real *ahead) {
-    if (K <= slice) {
-        tile_kernels[rows - 1][vecs - 1](K, row, stride, panel, init, init_step, out, out_step, NULL);
-    } else {
-        sliced_product(rows, vecs, K, slice, row, stride, panel, init, init_step, out, out_step, ahead);
-    }
+    const int kind = K <= slice ? 0 : ahead ? 2 : 1;
+    tile_kernels[kind][rows - 1][vecs - 1](K, slice, row, stride, panel, init, init_step, out, out_step, ahead);
 }
 
 /* Far weights come through the second-level cache panel by panel, and the first tile of a panel would wait for them:
