@@ -283,7 +283,8 @@ static void reverse_plain_step(const reverse_call *c, const reverse_direction *v
     point.n = units->units - point.unit;
     for (int64_t p = from; p < to; p += point.rows) {
         point.rows = (int)least(ROWS_AHEAD, to - p);
-        point.at.y = (const real *const *)rows->y + p;
+        point.at = (recorded_rows){(const real *const *)rows->y + p, (const real *const *)rows->h + p,
+                                   (const real *const *)rows->c + p, (const real *const *)rows->kept + p};
         point.delta = rows->delta + p;
         point.direct = v->direct_rows + p;
         if (c->args->dy.data) {
