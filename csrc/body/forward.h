@@ -3,14 +3,19 @@
  * is to be kept in its record. Some cells take a second stage for a step: a product of what the first one left in the
  * record.
  *
- * Since a chunk of x is read before its rows of y are written, y may be x.
+ * Where no product ties a step to the one before (a cell without R), all steps of a chunk are taken as one: tile by
+ * tile W x, and then the equations, row after row in the order of time.
+ *
+ * Since a chunk of x is read, or put by, before its rows of y are written, y may be x.
  *
  * The same loop carries tangents: without the bias, and through the derivatives of the equations at what is
  * recorded. */
 
 /* One stage of a step: some of the cell's columns. Places are counted in reals. */
 typedef struct {
-    packing x, h;       /* of the rows of x; of h_{t-1}, or of the record's column that the second stage takes */
+    /* Of the rows of x; and of h_{t-1}, or of the record's column that the second stage takes. For steps taken at once
+     * the first is empty, and the second one that of x. */
+    packing x, h;
     int first, h_first; /* the first of its columns, and of those, the first one of h */
     int64_t column;     /* where they begin in a row of pre-activations */
     int64_t bias, W, R; /* where its weights begin among a direction's packed ones, */

@@ -3,8 +3,8 @@
  *
  *     a_t = W g(x_t) + b        c_t = c_{t-1} + a_t        y_t = c_t or tanh(c_t)
  *
- * The variant is g, with the readout as a flag. The loops apply g to x before the product and g' after it. What y_t is,
- * c_t, needs no record: the state is the output then, h. */
+ * The variant is g, with the readout as a flag. The loops apply g to x before the product and g' after it. Where y_t
+ * is c_t itself, the state is the output, h, and nothing is recorded. */
 
 enum { CEC_TANH_READOUT = 8 };
 
