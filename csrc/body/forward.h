@@ -244,14 +244,14 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             }
             real *out = tile + stage->h_first * point.a_column;
             const real *from[TILE_ROWS];
-            for (int r = 0; r < point.rows; ++r) {
-                from[r] = source[row + r] + at;
-                fetch_ahead(point.y[r] + point.y_at + point.unit, point.vecs * VL);
-            }
+            for (int r = 0; r < point.rows; ++r) from[r] = source[row + r] + at;
+            lines_ahead ahead;
+            ahead.count = 0;
             for (int r = 0; far && r < point.rows; ++r) fetch_ahead(out + r * f->step, vecs * VL);
+            if (fetches) ask_next_lines(p, packed, n, c->from[i], c->to[i], t, m, &ahead);
             tile_product(point.rows, vecs, K, p->slice, from, 1, packed + packed_panel(p, j),
                          continues ? out : bias + packed_column(p, j), init_step, out, f->step,
-                         fetches ? next_lines(p, packed, n, c->from[i], c->to[i], t, m) : NULL);
+                         fetches ? &ahead : NULL);
             if (i == 1 && f->projected) {
                 project_forward(&point);
             } else if (c->tangents) {

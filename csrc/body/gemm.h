@@ -126,6 +126,26 @@ INLINE void fetch_ahead(const real *p, int64_t n) {
 }
 enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
 
+/* Lines for a product to ask for, one for each k: a processor has few places for lines on their way, and of many that
+ * are asked for at once some come late or never. Where few rows want them, or the product has others to ask for, they
+ * are asked for at once all the same. */
+enum { MOST_RUNS = 81 };
+typedef struct {
+    const real *from, *to;
+} line_run;
+typedef struct {
+    int at_once, count;
+    line_run run[MOST_RUNS + 1]; /* the last one is empty */
+} lines_ahead;
+
+INLINE void ask_ahead(lines_ahead *lines, const real *p, int64_t n) {
+    if (lines->at_once) {
+        fetch_ahead(p, n);
+    } else {
+        lines->run[lines->count++] = (line_run){p, p + n};
+    }
+}
+
 /* From so many bytes on, copies for the tape and its record are written past the caches, and far weights too, for to
  * fetch lines that are then overwritten is half of what it costs; the copy of x and the record, which backward reads,
  * only if caches could not hold them until then. Such writes may come late: a fence ends a worker's part of a call. */
@@ -207,27 +227,35 @@ static void pack_panel(const packing *p, const real *matrix, real *const *rows, 
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
  * The sum begins at zero, so that it is rounded to its own size and not to that of init; if it is taken in slices, each
  * begins anew and is added, in registers where a tile is so small that they hold the sum of all beside that of one. If
- * it `fetches`, it asks for one line of `ahead` for each k. */
+ * it `fetches`, it asks for a line for each k, as long as there are lines ahead. (What the loop over k takes comes
+ * first: the other arguments are in memory.) */
 INLINE void tile_body(const int rows, const int vecs, const int fetches, const int slices, int64_t K, int64_t slice,
-                      const real *const *row, int64_t stride, const real *panel, const real *init, int64_t init_step,
-                      real *out, int64_t out_step, const real *ahead) {
+                      const real *const *row, int64_t stride, const real *panel, const line_run *ahead,
+                      const real *init, int64_t init_step, real *out, int64_t out_step) {
     const int small = slices && rows * vecs <= TILE_SUMS / 2;
     vec sum[TILE_ROWS][TILE_VECS], total[TILE_ROWS][TILE_VECS];
-    const real *a[TILE_ROWS];
+    const real *a[TILE_ROWS], *line = fetches ? ahead->from : NULL;
     UNROLL for (int r = 0; r < rows; ++r) {
         a[r] = row[r];
         UNROLL for (int n = 0; n < vecs && small; ++n) total[r][n] = v_load(init + r * init_step + n * VL);
     }
     int64_t k = 0;
     do {
+        const int64_t end = slices ? least(K, k + slice) : K;
         UNROLL for (int r = 0; r < rows; ++r) { UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0); }
-        for (const int64_t end = slices ? least(K, k + slice) : K; k < end; ++k, panel += vecs * VL) {
-            if (fetches) fetch_ahead(ahead + k * LINE, LINE);
-            vec w[TILE_VECS];
-            UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
-            UNROLL for (int r = 0; r < rows; ++r) {
-                const vec x = v_set1(a[r][k * stride]);
-                UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+        UNROLL for (int asks = fetches; asks >= 0; --asks) { /* a loop with lines ahead, one without */
+            for (; k < end && (!asks || line); ++k, panel += vecs * VL) {
+                if (asks) {
+                    fetch_ahead(line, LINE);
+                    line += LINE;
+                    if (line >= ahead->to) line = (++ahead)->from;
+                }
+                vec w[TILE_VECS];
+                UNROLL for (int n = 0; n < vecs; ++n) w[n] = v_load(panel + n * VL);
+                UNROLL for (int r = 0; r < rows; ++r) {
+                    const vec x = v_set1(a[r][k * stride]);
+                    UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_fma(x, w[n], sum[r][n]);
+                }
             }
         }
         UNROLL for (int r = 0; r < rows; ++r) {
@@ -248,13 +276,14 @@ INLINE void tile_body(const int rows, const int vecs, const int fetches, const i
 }
 
 typedef void tile_kernel(int64_t K, int64_t slice, const real *const *row, int64_t stride, const real *panel,
-                         const real *init, int64_t init_step, real *out, int64_t out_step, const real *ahead);
+                         const line_run *ahead, const real *init, int64_t init_step, real *out, int64_t out_step);
 
 #define TILE_KERNEL(name, fetches, slices, rows, vecs)                                                                 \
     static void name##rows##x##vecs(int64_t K, int64_t slice, const real *const *row, int64_t stride,                  \
-                                    const real *panel, const real *init, int64_t init_step, real *out,                 \
-                                    int64_t out_step, const real *ahead) {                                             \
-        tile_body(rows, vecs, fetches, slices, K, slice, row, stride, panel, init, init_step, out, out_step, ahead);   \
+                                    const real *panel, const line_run *ahead, const real *init, int64_t init_step,     \
+                                    real *out, int64_t out_step) {                                                     \
+        tile_body(rows, vecs, fetches, slices, K, slice, row, fetches ? 1 : stride, panel, ahead, init, init_step,     \
+                  out, out_step);                                                                                      \
     }
 #define TILE_ROW(rows, vecs)                                                                                           \
     TILE_KERNEL(tile_, 0, 0, rows, vecs)                                                                               \
@@ -278,22 +307,27 @@ TILE_KERNELS(8)
 static tile_kernel *const tile_kernels[][TILE_ROWS][TILE_VECS] = {TILE_TABLE(tile_), TILE_TABLE(slices_),
                                                                   TILE_TABLE(fetching_slices_)};
 
-/* A tile of a product in one slice, or slice by slice and then perhaps fetching. */
+/* A tile of a product, in one slice or slice by slice. If there are lines ahead, or `ahead` is not NULL at all, it asks
+ * for them. */
 INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
                          const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
-                         const real *ahead) {
-    const int kind = K <= slice ? 0 : ahead ? 2 : 1;
-    tile_kernels[kind][rows - 1][vecs - 1](K, slice, row, stride, panel, init, init_step, out, out_step, ahead);
+                         lines_ahead *ahead) {
+    const int fetches = ahead && ahead->count > 0, kind = fetches ? 2 : K > slice;
+    if (fetches) ahead->run[ahead->count] = (line_run){NULL, NULL};
+    tile_kernels[kind][rows - 1][vecs - 1](K, slice, row, stride, panel, fetches ? ahead->run : NULL, init, init_step,
+                                           out, out_step);
 }
 
 /* Far weights come through the second-level cache panel by panel, and the first tile of a panel would wait for them:
  * each tile of the one before, the n-th of those taken to and fro, asks for some of its lines, one for each k, until
  * all are on their way. */
-INLINE const real *next_lines(const packing *p, const real *packed, int64_t n, int64_t from, int64_t to, int64_t step,
-                              int64_t tile) {
-    if (n + 1 == to) return NULL;
+INLINE void ask_next_lines(const packing *p, const real *packed, int64_t n, int64_t from, int64_t to, int64_t step,
+                           int64_t tile, lines_ahead *ahead) {
+    if (n + 1 == to) return;
     const int64_t j = to_and_fro(n + 1, from, to, step), at = tile * p->K * LINE;
-    return at < panel_size(p, j) ? packed + packed_panel(p, j) + at : NULL;
+    if (at >= panel_size(p, j)) return;
+    ahead->at_once = 0;
+    ask_ahead(ahead, packed + packed_panel(p, j) + at, p->K * LINE);
 }
 
 /* `count` rows are covered by tiles of nearly equal height. */

@@ -17,17 +17,17 @@ static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_
 /* A tile of a product written, or added, to the first n columns of rows that may lie anywhere: by the micro-kernel
  * itself where they are whole vectors, one step apart, unless slices would be added one by one. */
 static void put_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
-                        const real *panel, real *const *out, int64_t n, int add) {
+                        const real *panel, real *const *out, int64_t n, int add, lines_ahead *ahead) {
     const int64_t step = height > 1 ? out[1] - out[0] : 0;
     int whole = n >= vecs * VL && (!add || K <= slice);
     for (int r = 1; r < height; ++r) whole &= out[r] - out[r - 1] == step;
     if (whole) {
         tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step,
-                     NULL);
+                     ahead);
         return;
     }
     _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL, NULL);
+    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL, ahead);
     for (int r = 0; r < height; ++r) put_tile(tile + r * vecs * VL, 1, vecs, out[r], 0, n, add);
 }
 
@@ -62,7 +62,7 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
             for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
                 fetch_ahead(sum->rows[r] + sum->column + next_column, next_units); /* of the next panel */
             }
-            put_product(height, vecs, rows, rows, columns, step, c->panel, out, n, add);
+            put_product(height, vecs, rows, rows, columns, step, c->panel, out, n, add, NULL);
         }
     }
 }
@@ -167,17 +167,19 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
             const int height = (int)(from + split_at(&tiles, i + 1) - m);
             const real *rows[TILE_ROWS];
             real *out[TILE_ROWS];
+            lines_ahead ahead;
+            ahead.at_once = ahead.count = 0;
             for (int r = 0; r < height; ++r) {
                 rows[r] = v->chunk.delta + (m + r) * c->shape.step;
                 out[r] = v->chunk.dx[m + r] + column;
-                fetch_ahead(out[r], vecs * VL);
+                ask_ahead(&ahead, out[r], vecs * VL);
             }
             if (f == IDENTITY) {
-                put_product(height, vecs, W->K, W->slice, rows, 1, panel, out, n, add);
+                put_product(height, vecs, W->K, W->slice, rows, 1, panel, out, n, add, &ahead);
                 continue;
             }
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            tile_product(height, vecs, W->K, W->slice, rows, 1, panel, zeros, 0, tile, vecs * VL, NULL);
+            tile_product(height, vecs, W->K, W->slice, rows, 1, panel, zeros, 0, tile, vecs * VL, &ahead);
             for (int r = 0; r < height; ++r) {
                 real *row = tile + r * vecs * VL;
                 for (int u = 0; u < vecs; ++u) {

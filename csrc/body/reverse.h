@@ -194,7 +194,7 @@ static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
 /* dh of a stage for positions [p, p + height), panel j, from rows of deltas by position; zero if nothing is
  * multiplied. */
 INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, int64_t p, int height, int64_t j,
-                    const real *deltas, real *tile, const real *ahead) {
+                    const real *deltas, real *tile, lines_ahead *ahead) {
     const reverse_stage *stage = &c->shape.stage[i];
     const int vecs = panel_vectors(&stage->p, j);
     const real *rows[TILE_ROWS];
@@ -205,16 +205,16 @@ INLINE void dh_tile(const reverse_call *c, int i, const reverse_direction *v, in
 
 /* Asks for what the derivative takes from memory; by the time dh is there, so is this. c_{t-1} was recorded with the
  * step before, and c_t has been fetched as the c_{t-1} of the step after. */
-INLINE void fetch_recorded(const reverse_shape *f, const reverse_point *p) {
+INLINE void ask_recorded(const reverse_shape *f, const reverse_point *p, lines_ahead *ahead) {
     const cell_shape *s = &f->cell.shape;
     const int64_t n = p->vecs * VL;
     for (int r = 0; r < p->rows; ++r) {
-        if (s->y_in_reverse) fetch_ahead(p->at.y[r] + p->unit, n);
-        if (s->h_in_reverse) fetch_ahead(p->at.h[r] + p->unit, n);
-        if (s->c != NONE) fetch_ahead(p->at.c[r] + p->unit, n);
-        if (p->dy) fetch_ahead(p->dy[r] + p->unit, n);
+        if (s->y_in_reverse) ask_ahead(ahead, p->at.y[r] + p->unit, n);
+        if (s->h_in_reverse) ask_ahead(ahead, p->at.h[r] + p->unit, n);
+        if (s->c != NONE) ask_ahead(ahead, p->at.c[r] + p->unit, n);
+        if (p->dy) ask_ahead(ahead, p->dy[r] + p->unit, n);
         for (int k = 0; k < s->kept; ++k) {
-            if (k != s->c) fetch_ahead(p->at.record[r] + k * p->kept_step + p->unit, n);
+            if (k != s->c) ask_ahead(ahead, p->at.record[r] + k * p->kept_step + p->unit, n);
         }
     }
 }
@@ -249,10 +249,13 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
             point.delta = rows->delta + p;
             point.direct = v->direct_rows + p;
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-            fetch_recorded(f, &point);
+            lines_ahead ahead;
+            ahead.at_once = !deltas || stage->far || point.rows < ROWS_ENOUGH;
+            ahead.count = 0;
+            ask_recorded(f, &point, &ahead);
             if (deltas) {
-                dh_tile(c, i, v, p, point.rows, j, deltas, tile,
-                        stage->far ? next_lines(stage, v->packed + f->stage[i].packed, n, first, end, t, m) : NULL);
+                if (stage->far) ask_next_lines(stage, v->packed + f->stage[i].packed, n, first, end, t, m, &ahead);
+                dh_tile(c, i, v, p, point.rows, j, deltas, tile, &ahead);
                 if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
             } else {
                 for (int r = 0; r < point.rows; ++r) {

@@ -52,10 +52,14 @@ static void product_rows(frnn_job *job, const frnn_worker *w, const packing *p, 
         for (int64_t i = 0; i < tiles.parts; ++i) {
             const int64_t row = split_at(&tiles, i), height = split_at(&tiles, i + 1) - row;
             const int64_t following = i + 1 < tiles.parts && j == from ? split_at(&tiles, i + 2) : 0;
-            for (int64_t r = row + height; r < following; ++r) fetch_ahead(rows[r], p->K);
+            lines_ahead ahead;
+            ahead.at_once = p->far;
+            ahead.count = 0;
+            for (int64_t r = row + height; r < following; ++r) ask_ahead(&ahead, rows[r], p->K);
+            if (p->far) ask_next_lines(p, panels, j, from, to, 0, i, &ahead);
             tile_product((int)height, vecs, p->K, p->slice, rows + row, 1, panels + packed_panel(p, j),
                          s.init + row * s.init_step + column, s.init_step, s.out + row * s.step + column, s.step,
-                         p->far ? next_lines(p, panels, j, from, to, 0, i) : NULL);
+                         &ahead);
             if (by_tile && j == from) copy_rows(copy, rows + row, height, 0, p->K);
             for (int64_t n = p->gates * units; n < p->columns * units; n += VL) { /* columns without weights */
                 const vec b = v_load(s.init + column + n);
