@@ -128,8 +128,8 @@ enum { ROWS_AHEAD = 8 }; /* so many rows ahead, where each is but little work */
 
 /* Lines for a product to ask for, one for each k: a processor has few places for lines on their way, and of many that
  * are asked for at once some come late or never. Where few rows want them, or the product has others to ask for, they
- * are asked for at once all the same. */
-enum { MOST_RUNS = 81 };
+ * are asked for at once all the same. There may be ten runs of them for each row of a tile, and one besides. */
+enum { MOST_RUNS = 10 * TILE_ROWS + 1 };
 typedef struct {
     const real *from, *to;
 } line_run;
@@ -307,8 +307,8 @@ TILE_KERNELS(8)
 static tile_kernel *const tile_kernels[][TILE_ROWS][TILE_VECS] = {TILE_TABLE(tile_), TILE_TABLE(slices_),
                                                                   TILE_TABLE(fetching_slices_)};
 
-/* A tile of a product, in one slice or slice by slice. If there are lines ahead, or `ahead` is not NULL at all, it asks
- * for them. */
+/* A tile of a product, in one slice or slice by slice. It asks for the lines ahead, if there are any (`ahead` may be
+ * NULL); the rows' elements are then to lie side by side, `stride` 1. */
 INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const real *const *row, int64_t stride,
                          const real *panel, const real *init, int64_t init_step, real *out, int64_t out_step,
                          lines_ahead *ahead) {
