@@ -142,6 +142,13 @@ def test_an_array_takes_a_block_of_at_most_1_25_times_its_size(times, taken, ker
     assert (address(kernel.empty((50_000,), FLOAT)) == before) == taken
 
 
+def test_an_array_takes_a_block_of_its_own_use(kernel):
+    before = address(kernel.empty((50_000,), FLOAT, "copy"))
+    assert address(kernel.empty((50_000,), FLOAT)) != before
+    assert address(kernel.empty((50_000,), FLOAT, "another")) != before
+    assert address(kernel.empty((50_000,), FLOAT, "copy")) == before
+
+
 @pytest.mark.parametrize(("times", "taken"), [(1.0, True), (1.9, True), (2.1, False)])
 def test_packed_weights_take_a_block_of_at_most_twice_their_size(times, taken, kernel):
     (size, _), _ = kernel.sizes(_core.Batch(1, 1), 1)

@@ -116,6 +116,8 @@ typedef void tangent_equations(int variant, int stage, forward_values *v, const 
 INLINE void forward_stage_tile(const cell_shape s, const int variant, const int stage, const int keep,
                                forward_equations *equations, tangent_equations *derivatives, const forward_point *p,
                                int rows, int vecs, vec (*passed)[PASSED]) {
+    const forward_point own = *p; /* stores of vectors cannot change it, and it stays in registers; */
+    if (!s.output) p = &own;      /* with such a stage there are too few of them */
     const int columns = stage == OUTPUT ? 0 : s.second == NONE ? s.columns : stage == 0 ? s.h : s.columns - s.h;
     const unsigned store = s.given[stage] & (keep ? ~0u : s.lasting);
     const unsigned load = stage == 1 ? s.lasting : 0;
@@ -188,21 +190,26 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
                          void equations(int variant, int stage, reverse_values *v), const real *tile,
                          const reverse_point *p) {
     const unsigned store = s.given[1] == 0 ? ~0u : s.deltas[stage];
+    const int vecs = p->vecs;
+    const int64_t H = p->H, kept_step = p->kept_step, p_step = p->p_step, units = p->n;
+    const real *peepholes = p->p + p->unit;
     for (int r = 0; r < p->rows; ++r) {
-        for (int u = 0; u < p->vecs; ++u, tile += VL) {
-            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
+        const real *dy = stage == 0 && p->dy ? p->dy[r] + p->unit : NULL;
+        real *delta = p->delta[r] + p->unit, *direct = s.direct ? p->direct[r] + p->unit : NULL;
+        for (int u = 0; u < vecs; ++u, tile += VL) {
+            const int64_t at = u * VL, n = units - at;
             reverse_values v;
             v.dh = s.h > 0 || stage > 0 ? v_load(tile) : v_set1(0);
-            if (s.direct) v.direct = v_load(p->direct[r] + unit);
+            if (s.direct) v.direct = v_load(direct + at);
             if (stage == 0 && s.direct && s.c == NONE) v.dh = v_add(v.dh, v.direct);
-            if (stage == 0 && p->dy) v.dh = v_add(v.dh, load_upto(p->dy[r] + unit, n));
-            load_recorded(s, &p->at, r, unit, n, p->kept_step, &v);
-            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(p->p + i * p->p_step + unit);
+            if (dy) v.dh = v_add(v.dh, load_upto(dy + at, n));
+            load_recorded(s, &p->at, r, p->unit + at, n, kept_step, &v);
+            UNROLL for (int i = 0; i < 3 * s.peephole; ++i) v.p[i] = v_load(peepholes + i * p_step + at);
             equations(variant, stage, &v);
             UNROLL for (int g = 0; g < s.columns; ++g) {
-                if (store >> g & 1) store_upto(p->delta[r] + g * p->H + unit, v.delta[g], n);
+                if (store >> g & 1) store_upto(delta + g * H + at, v.delta[g], n);
             }
-            if (s.direct) v_store(p->direct[r] + unit, v.direct);
+            if (s.direct) v_store(direct + at, v.direct);
         }
     }
 }

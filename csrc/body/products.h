@@ -19,9 +19,9 @@ static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_
 static void put_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
                         const real *panel, real *const *out, int64_t n, int add, lines_ahead *ahead) {
     const int64_t step = height > 1 ? out[1] - out[0] : 0;
-    int whole = n >= vecs * VL && (!add || K <= slice);
-    for (int r = 1; r < height; ++r) whole &= out[r] - out[r - 1] == step;
-    if (whole) {
+    int even = 1; /* so many rows are one step apart */
+    while (even < height && out[even] - out[even - 1] == step) ++even;
+    if (even == height && n >= vecs * VL && (!add || K <= slice)) {
         tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step,
                      ahead);
         return;

@@ -242,7 +242,7 @@ class Layer(Inference):
         if state is not None:  # the tape outlives the call, and the caller's arrays may change before it is used
             states = tuple([s.copy() for s in states])
         shared = x is given or (not isinstance(given, (list, tuple)) and np.may_share_memory(x, given))
-        x_copy = self._engines[0].empty(x.shape, x.dtype) if shared else None
+        x_copy = self._engines[0].empty(x.shape, x.dtype, "copy of x") if shared else None
         new_states = uninitialised(states)
         threads = config.get_num_threads()
         tape = Tape(self, batch, x.ndim, (*x.shape[:-1], self._output_width), states, threads)
@@ -276,7 +276,7 @@ class Layer(Inference):
         y = rows(self._output_width)
         if every is None:
             level.y, level.kept = y, rows(level.kept_width)
-            y_copy = rows(self._output_width) if last else None
+            y_copy = rows(self._output_width, use="copy of y") if last else None
             engine.run_forward(
                 batch, level.packed, level.x, y, level.states, new_states, threads, level.kept, x_copy, y_copy
             )

@@ -1,7 +1,7 @@
 """Memory that a layer uses again from call to call.
 
 The first use of fresh memory is slow (the system finds and clears every page), and a training step needs as much of it
-as its steps are long. So what a call no longer needs goes to a list, the shelf of its kernel (a stack has one for each
+as its steps are long. So what a call no longer needs goes to a list, a shelf of its kernel (a stack has one for each
 level), and the next call of about the same size takes it from there. An array over such memory lends it for as long as
 anything refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the oldest are freed.
 """

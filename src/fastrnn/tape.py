@@ -71,9 +71,9 @@ class Level:
             self._run(window, *own, states, threads, in_window=True)
             yield window, Record(self.x, *own, states, True)
 
-    def rows(self, shape, width, padded):
+    def rows(self, shape, width, padded, use=None):
         """An array for a row of ``width`` at every step, zero where none will be written; None without any width."""
-        rows = self.engine.empty((*shape, width), self.x.dtype) if width else None
+        rows = self.engine.empty((*shape, width), self.x.dtype, use) if width else None
         if padded and width:
             rows.fill(0)
         return rows

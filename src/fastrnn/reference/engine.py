@@ -24,7 +24,9 @@ class Engine:
     c = None  #: which of them is the state c, if the cell has one
     has_h = True  #: whether the output y_t is also a state, h_t
 
-    empty = staticmethod(np.empty)
+    def empty(self, shape, dtype, use=None):
+        """An uninitialised array."""
+        return np.empty(shape, dtype)
 
     def pack(self, weights, threads, backward=False):
         """A copy of the weights, which later changes of the originals do not reach."""
