@@ -34,7 +34,8 @@ from fastrnn import _core
 Shape = namedtuple("Shape", "steps batch inputs hidden layers directions")
 
 # Many sequences, one (where threads can only split the hidden units), a deep layer, long sums, two directions of
-# several chunks, each with threads of its own, and steps enough for backward to take the sequences in two shards.
+# several chunks, each with threads of its own, steps enough for backward to take the sequences in two shards, and sums
+# for dx so long that the widest vectors take narrower panels.
 SHAPES = [
     Shape(23, 33, 19, 37, 1, 1),
     Shape(60, 1, 24, 130, 1, 1),
@@ -42,6 +43,7 @@ SHAPES = [
     Shape(9, 64, 129, 128, 1, 1),
     Shape(600, 7, 64, 96, 1, 2),
     Shape(300, 19, 21, 24, 1, 2),
+    Shape(4, 9, 70, 520, 1, 1),
 ]
 
 

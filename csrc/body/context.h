@@ -68,7 +68,7 @@ typedef struct {
 
 static context_shape context_shape_of(const frnn_layer *layer) {
     const int64_t I = layer->input_size, H = layer->hidden_size;
-    context_shape f = {.W = packing_of(H, 1, 1, I), .V = packing_of(I, 1, 1, H)};
+    context_shape f = {.W = packing_of(H, 1, 1, I), .V = chunk_packing_of(I, H)};
     f.rows = most(24, least(BLOCK_ROWS, 16384 / most(I, H)));
     f.reverse_rows = most(32, least(BLOCK_ROWS, CHUNK_MACS / (layer->contexts * I * H)));
     f.step = row_step(H);

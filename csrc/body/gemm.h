@@ -38,8 +38,9 @@ INLINE int64_t column_step(int64_t H) { return H < LINE ? H : divide_up(H, LINE)
 enum { SLICE = 256 };
 INLINE int64_t slice_of(int64_t K, int64_t longest) { return divide_up(K, most(1, divide_up(K, longest))); }
 
-/* Bytes of packed weights that are far at least, and of each panel at most. */
-enum { FAR_WEIGHTS = 4 << 20, FAR_PANEL = 1 << 18 };
+/* Bytes of packed weights that are far at least, and of each panel at most; and of a panel that the second-level cache
+ * keeps while many tiles read it. */
+enum { FAR_WEIGHTS = 4 << 20, FAR_PANEL = 1 << 18, KEPT_PANEL = 1 << 19 };
 
 /* How N units of some columns each lie in panels: panel j holds the vectors of units [first_vector(j), first_vector(j +
  * 1)), column by column. Of the columns, `gates` have weights, for each k in turn. */
@@ -80,15 +81,27 @@ INLINE size_t packed_size(const packing *p) {
     return last < 0 ? 0 : (size_t)(packed_panel(p, last) + panel_size(p, last));
 }
 
-INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
+/* In panels of at most `width` vectors. */
+INLINE packing packing_in(int64_t units, int columns, int gates, int64_t K, int width) {
     packing p = {.units = units, .K = K, .slice = slice_of(K, SLICE), .columns = columns, .gates = gates};
     p.vectors = divide_up(units, VL);
-    p.panels = divide_up(p.vectors, most(1, TILE_VECS / columns));
+    p.panels = divide_up(p.vectors, most(1, width / columns));
     p.shares = split_of(p.vectors, p.panels);
     const int64_t widest = gates * (p.shares.each + (p.shares.larger > 0));
     p.rows = (int)least(TILE_ROWS, TILE_SUMS / most(1, widest));
     p.far = packed_size(&p) * sizeof(real) >= FAR_WEIGHTS && (size_t)(widest * VL * K) * sizeof(real) <= FAR_PANEL;
     return p;
+}
+
+INLINE packing packing_of(int64_t units, int columns, int gates, int64_t K) {
+    return packing_in(units, columns, gates, K, TILE_VECS);
+}
+
+/* For a product of a chunk's rows, many tiles for each panel. (With the few rows of a step the narrower panels of long
+ * columns gain nothing, and with one they lose.) */
+INLINE packing chunk_packing_of(int64_t units, int64_t K) {
+    const int narrow = TILE_VECS * VL * K * (int64_t)sizeof(real) > KEPT_PANEL;
+    return packing_in(units, 1, 1, K, narrow ? TILE_VECS / 2 : TILE_VECS);
 }
 
 INLINE vec load_upto(const real *p, int64_t n) { return n >= VL ? v_load(p) : v_load_n(p, n); }

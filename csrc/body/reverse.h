@@ -48,7 +48,7 @@ static reverse_shape reverse_shape_of(const frnn_layer *layer) {
                                  : (reverse_stage){packing_of(H, 1, 1, (s->columns - s->h) * H), s->h * H, f.size};
         f.size += (int64_t)packed_size(&f.stage[1].p);
     }
-    f.W = packing_of(I, 1, 1, s->x * H);
+    f.W = chunk_packing_of(I, s->x * H);
     f.W.slice = slice_of(f.W.K, SLICE / 2); /* dx is one such sum, and nothing else hides what it loses */
     f.W_at = f.size;
     f.p_at = f.W_at + (int64_t)packed_size(&f.W);
