@@ -211,7 +211,6 @@ cdef class Kernel:
     cdef object context
     cdef int itemsize
     cdef list shelf
-    cdef dict shelves
 
     def __cinit__(self, str cell, dtype, int directions, int64_t I, int64_t H, int64_t O, context=None):
         number = cells().index(cell)
@@ -221,13 +220,12 @@ cdef class Kernel:
             self.layer.context, self.layer.contexts = <const int64_t *>cnp.PyArray_DATA(context), len(context)
         self.shape = frnn_layer_shape(&self.layer)
         self.itemsize, self.shelf = dtype.itemsize, []
-        self.shelves = {None: self.shelf}
 
     def empty(self, tuple shape, dtype, str use=None):
         """An uninitialised array, in memory that a later call for the same `use` takes again once nothing refers to it.
         Copies that may be written past the caches have uses of their own: to write through a cache to memory that is
         in none is slow."""
-        return borrowed_array(self.shelves.setdefault(use, []), shape, dtype)
+        return borrowed_array(self.shelf, shape, dtype, use)
 
     @property
     def kept(self):

@@ -1,9 +1,10 @@
 """Memory that a layer uses again from call to call.
 
 The first use of fresh memory is slow (the system finds and clears every page), and a training step needs as much of it
-as its steps are long. So what a call no longer needs goes to a list, a shelf of its kernel (a stack has one for each
-level), and the next call of about the same size takes it from there. An array over such memory lends it for as long as
-anything refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the oldest are freed.
+as its steps are long. So what a call no longer needs goes to a list, the shelf of its kernel (a stack has one for each
+level), and the next call of about the same size, for the same use, takes it from there. An array over such memory lends
+it for as long as anything refers to it. A shelf holds at most SHELF blocks and SHELF_BYTES; when there are more, the
+oldest are freed.
 """
 from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdlib cimport free
@@ -36,13 +37,14 @@ cdef enum:
 
 @cython.final
 cdef class Block:
-    """So many bytes, aligned to 64."""
+    """So many bytes, aligned to 64, for some use."""
 
     cdef void *data
     cdef size_t size
+    cdef str use
 
-    def __cinit__(self, size_t size):
-        self.size = size
+    def __cinit__(self, size_t size, str use=None):
+        self.size, self.use = size, use
         self.data = allocate_block(size)
         if self.data == NULL:
             raise MemoryError(f"no memory for {size} bytes")
@@ -85,7 +87,7 @@ cdef Loan lend(Block block, list shelf):
     return loan
 
 
-cdef Loan borrow(list shelf, size_t size, double slack=2):
+cdef Loan borrow(list shelf, size_t size, double slack=2, str use=None):
     """At least `size` bytes, and from the shelf at most `slack` times as many; ValueError if it is 0, for then it
     overflowed."""
     if size == 0:
@@ -93,16 +95,16 @@ cdef Loan borrow(list shelf, size_t size, double slack=2):
     cdef Block block
     if size >= SMALL:
         for block in reversed(shelf):
-            if size <= block.size <= slack * size:
+            if size <= block.size <= slack * size and block.use == use:
                 try:
                     shelf.remove(block)
                 except ValueError:  # another thread was faster
                     continue
                 return lend(block, shelf)
-    return lend(Block(size), shelf)
+    return lend(Block(size, use), shelf)
 
 
-cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype):
+cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype, str use=None):
     """An uninitialised array, in memory from the shelf if it is large; as it may be kept, little of it lies idle."""
     cdef cnp.npy_intp dims[3]
     cdef int n = len(shape)
@@ -113,7 +115,7 @@ cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype):
         return np.empty(shape, dtype)
     if size > PY_SSIZE_T_MAX:
         raise MemoryError(f"no memory for {size} bytes")
-    cdef Loan loan = borrow(shelf, size, 1.25)
+    cdef Loan loan = borrow(shelf, size, 1.25, use)
     for i in range(n):
         dims[i] = shape[i]
     array = cnp.PyArray_SimpleNewFromData(n, dims, dtype.type_num, loan.block.data)
