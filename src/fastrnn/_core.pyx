@@ -112,6 +112,15 @@ def empty(tuple shape, dtype):
     return borrowed_array([], shape, dtype)
 
 
+def uninitialised(tuple arrays):
+    """New arrays of the same shapes and dtypes."""
+    cdef cnp.ndarray a
+    new = []
+    for a in arrays:
+        new.append(cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.PyArray_TYPE(a), False))
+    return tuple(new)
+
+
 def ready(array, dtype):
     """Whether the kernels can read an array of this dtype as it is: native, aligned, in C order."""
     return (type(array) is cnp.ndarray and cnp.PyArray_ISCARRAY_RO(array)

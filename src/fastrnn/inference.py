@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core, checks, config
-from .tape import uninitialised
 
 State = Any  #: h; (h, c) for LSTM, c for CEC, None for TDNN. As an argument any array-likes, and None for zeros
 
@@ -60,7 +59,7 @@ class Inference:
     def _infer(self, x, batch, states):
         layer = self._layer
         threads = config.get_num_threads()
-        new_states = uninitialised(states)
+        new_states = _core.uninitialised(states)
         y = None
         for k, engine in enumerate(layer._engines):
             # A layer whose input is as wide as its output may write over it, unless it reads other steps.

@@ -20,7 +20,7 @@ from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
 from .memory import memory_available
-from .tape import Level, Tape, least_memory, uninitialised, window_begins
+from .tape import Level, Tape, least_memory, window_begins
 from .weights import Parameters, Weights, names_of
 
 _MOST_LAYERS = 2**16  # far beyond any use; each has objects of its own, however few its parameters
@@ -159,13 +159,13 @@ class Layer(Inference):
             return (self._initial_part(state, shapes[0], B, ndim, name),)
         if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
             expected = f"a pair ({', '.join(self._states)})" if shapes else "None, for this layer has no state"
-            came = (
-                f"{type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
-            )
+            came = type(state).__name__ + (f" of {len(state)}" if isinstance(state, (tuple, list)) else "")
             raise ValueError(f"{name}: expected {expected}, got {came}")
         return tuple(
             [
-                self._initial_part(array, shape, B, ndim, f"{name}, {part}")
+                array  # as a stream's states come back, step by step
+                if _core.ready(array, self.dtype) and array.shape == shape
+                else self._initial_part(array, shape, B, ndim, f"{name}, {part}")
                 for array, shape, part in zip(state, shapes, self._states, strict=True)
             ]
         )
@@ -243,7 +243,7 @@ class Layer(Inference):
             states = tuple([s.copy() for s in states])
         shared = x is given or (not isinstance(given, (list, tuple)) and np.may_share_memory(x, given))
         x_copy = self._engines[0].empty(x.shape, x.dtype, "copy of x") if shared else None
-        new_states = uninitialised(states)
+        new_states = _core.uninitialised(states)
         threads = config.get_num_threads()
         tape = Tape(self, batch, x.ndim, (*x.shape[:-1], self._output_width), states, threads)
         for k, engine in enumerate(self._engines):
@@ -286,7 +286,7 @@ class Layer(Inference):
             begins = window_begins(engine, batch, every)
             states = level.states
             for begin, end in zip(begins, [*begins[1:], batch.T], strict=True):
-                after = new_states if end == batch.T else uninitialised(states)
+                after = new_states if end == batch.T else _core.uninitialised(states)
                 window = batch.window(begin, end)
                 engine.run_forward(window, level.packed, level.x, y, states, after, threads, None, x_copy)
                 level.checkpoints.append((begin, states))
@@ -370,7 +370,7 @@ class Layer(Inference):
             normal = np.finfo(self.dtype)  # denormal numbers are zero to the kernels
             clip = min(max(checks.greater_than_zero(clip_step, "clip_step"), float(normal.tiny)), float(normal.max))
         params = {name: self._engine_of[name].empty(value.shape, self.dtype) for name, value in self.params.items()}
-        gradients_of_states = uninitialised(tape._states)
+        gradients_of_states = _core.uninitialised(tape._states)
         dstates = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
         threads = config.get_num_threads()
         for k, level in reversed(list(enumerate(tape._levels))):
@@ -406,7 +406,7 @@ class Layer(Inference):
         if dx is not None:
             dx = checks.shaped_array(dx, "dx", (*tape._shape[:-1], self.input_size), self.dtype)
         tangents = None if dstate is None else self._initial(dstate, batch.B, tape._ndim, "dstate")
-        new_tangents = uninitialised(tape._states)
+        new_tangents = _core.uninitialised(tape._states)
         threads = config.get_num_threads()
         for k, level in enumerate(tape._levels):
             dy = self._empty(k, batch, tape._shape, self._output_width)

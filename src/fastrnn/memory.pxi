@@ -111,13 +111,15 @@ cdef borrowed_array(list shelf, tuple shape, cnp.dtype dtype, str use=None):
     size = dtype.itemsize
     for i in range(n):
         size *= shape[i]
-    if size < SMALL or n > 3:
+    if n > 3:
         return np.empty(shape, dtype)
     if size > PY_SSIZE_T_MAX:
         raise MemoryError(f"no memory for {size} bytes")
-    cdef Loan loan = borrow(shelf, size, 1.25, use)
     for i in range(n):
         dims[i] = shape[i]
+    if size < SMALL:
+        return cnp.PyArray_EMPTY(n, dims, dtype.type_num, False)
+    cdef Loan loan = borrow(shelf, size, 1.25, use)
     array = cnp.PyArray_SimpleNewFromData(n, dims, dtype.type_num, loan.block.data)
     cnp.set_array_base(array, loan)
     return array

@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-def uninitialised(states):
-    """States of the same shapes, for what a call will give."""
-    return tuple([np.empty(s.shape, s.dtype) for s in states])
+from . import _core
 
 
 class Record(NamedTuple):
@@ -79,7 +76,7 @@ class Level:
         return rows
 
     def _run(self, batch, y, kept, states, threads, in_window=False):
-        end = uninitialised(states)
+        end = _core.uninitialised(states)
         self.engine.run_forward(batch, self.packed, self.x, y, states, end, threads, kept, in_window=in_window)
 
 
