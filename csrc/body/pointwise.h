@@ -192,7 +192,7 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
     const unsigned store = s.given[1] == 0 ? ~0u : s.deltas[stage];
     const int vecs = p->vecs;
     const int64_t H = p->H, kept_step = p->kept_step, p_step = p->p_step, units = p->n;
-    const real *peepholes = p->p + p->unit;
+    const real *peepholes = s.peephole ? p->p + p->unit : NULL;
     for (int r = 0; r < p->rows; ++r) {
         const real *dy = stage == 0 && p->dy ? p->dy[r] + p->unit : NULL;
         real *delta = p->delta[r] + p->unit, *direct = s.direct ? p->direct[r] + p->unit : NULL;
