@@ -164,7 +164,7 @@ static int layer_fits(const frnn_layer *layer) {
 
 static int batch_fits(const frnn_layer *layer, const frnn_batch *batch, int threads) {
     return batch->T >= 0 && batch->B >= 0 && threads >= 1 && (batch->lengths == NULL || batch->order != NULL) &&
-           (batch->whole == NULL || layer->contexts == 0) &&
+           (double)batch->T * (double)batch->B < MOST_REALS && (batch->whole == NULL || layer->contexts == 0) &&
            ((double)batch->B + (layer->contexts > 0 && batch->B > 0 ? (double)batch->T : 0) + 512) * threads *
                    ((double)layer->input_size + (double)layer->hidden_size + 64) * MOST_COLUMNS <
                MOST_REALS;

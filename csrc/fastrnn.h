@@ -105,7 +105,8 @@ size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *l
                            frnn_pass pass);
 
 /* One layer over a batch. Rows of y hold the D*O outputs of a step; rows past a sequence's length are left alone. When
- * D = 1 and I = O, and the cell is recurrent, y may be x. A state that the cell does not have is NULL. */
+ * D = 1 and I = O, and the cell is recurrent, y may be x. A state that the cell does not have is NULL; one that it has
+ * is given, and its last one wanted or NULL. */
 typedef struct {
     const void *packed;    /* of FRNN_FORWARD */
     frnn_rows x, y;        /* rows of I, of D*O */

@@ -9,6 +9,7 @@
 #endif
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <time.h>
@@ -114,7 +115,7 @@ static struct {
     int threads;          /* made so far: seats 1 to threads are taken */
     int quota;            /* processors that the control group grants */
 #if defined(__linux__)
-    cpu_set_t elsewhere; /* where the threads may run: wherever the last caller might, but not beside it */
+    cpu_set_t elsewhere; /* where the threads may run: where the last caller might, beside it only for want of room */
 #endif
 
     void (*work)(void *, const frnn_worker *);
@@ -170,8 +171,8 @@ static void team_spread(int size) {
 #if defined(__linux__)
     cpu_set_t elsewhere;
     const int here = sched_getcpu();
-    if (here < 0 || sched_getaffinity(0, sizeof elsewhere, &elsewhere) != 0 || CPU_COUNT(&elsewhere) < size) return;
-    CPU_CLR((size_t)here, &elsewhere);
+    if (here < 0 || sched_getaffinity(0, sizeof elsewhere, &elsewhere) != 0) return;
+    if (CPU_COUNT(&elsewhere) >= size) CPU_CLR((size_t)here, &elsewhere);
     if (CPU_EQUAL(&elsewhere, &team.elsewhere)) return;
     for (int id = 1; id <= team.threads; ++id) {
         pthread_setaffinity_np(team.seats[id].thread, sizeof elsewhere, &elsewhere);
@@ -209,12 +210,25 @@ static void *team_thread(void *own_seat) {
     return NULL;
 }
 
+/* Signals are for the application's own threads, one of which may be waiting for them: a new thread takes none, but
+ * for those of its own faults. */
+static int thread_started(seat *s) {
+    const int faults[] = {SIGBUS, SIGFPE, SIGILL, SIGSEGV};
+    sigset_t others, before;
+    sigfillset(&others);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; ++i) sigdelset(&others, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
+    const int started = pthread_create(&s->thread, NULL, team_thread, s) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return started;
+}
+
 /* Seats threads until there are `threads`, or no more can be had. */
 static void team_grow(int threads) {
     while (team.threads < threads) {
         seat *next = &team.seats[team.threads + 1];
         next->id = team.threads + 1;
-        if (pthread_create(&next->thread, NULL, team_thread, next) != 0) return;
+        if (!thread_started(next)) return;
         pthread_detach(next->thread);
         ++team.threads;
 #if defined(__linux__)

@@ -16,8 +16,8 @@ typedef struct {
     double meeting; /* nanoseconds that a barrier takes for each of its members: measured now and then */
 } frnn_worker;
 
-/* Runs work(argument, worker) on up to `threads` workers, or on up to `ready` of them, if that is more, as far as they
- * still spin. If the team is at work for another caller, other than on a job that needs no thread woken, or no more
+/* Runs work(argument, worker) on up to `threads` workers, or on up to `ready`, which is no less, as far as those still
+ * spin. If the team is at work for another caller, other than on a job that needs no thread woken, or no more
  * threads can be had, on fewer: worker.size tells. */
 void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_worker *worker), void *argument);
 

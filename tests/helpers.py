@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -346,6 +348,13 @@ def assert_same_bits(got, want, note=""):
 
 
 # ---- Other processes. ----
+
+
+def c_constant(name):
+    """A number that the C source gives in an enum, as a product or a power of two."""
+    source = "".join(path.read_text() for path in sorted((Path(__file__).parents[1] / "csrc").rglob("*.h")))
+    (factor, shift) = re.search(rf"\b{name} = (\d+)(?: << (\d+))?[,\s]", source).groups(default="0")
+    return int(factor) << int(shift)
 
 
 def run_script(script, *arguments, timeout=60, **environment):

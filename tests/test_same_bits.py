@@ -11,6 +11,7 @@ from helpers import (
     as_tuple,
     assert_meaningful,
     assert_same_bits,
+    c_constant,
     differing_bits,
     enliven,
     infer,
@@ -135,8 +136,10 @@ def test_a_sequence_in_any_batch(isa, dtype, row, shape, threads, rng):
 
 @pytest.mark.parametrize("name", ["lstm", "lstm_peephole_projected", "gru", "gru_reset_before"])
 def test_a_sequence_in_a_batch_whose_record_is_large(isa, name, rng):
-    """From 32 MB on the record is written past the caches, but for what the next step reads and for parts of a line."""
-    layer, data = draw(row_of(name), Shape(60, 120, 8, 300, 1, 1), np.float32, rng)
+    """It is written past the caches, but for what the next step reads and for parts of a line."""
+    layer, data = draw(row_of(name), Shape(60, 180, 8, 300, 1, 1), np.float32, rng)
+    (level,) = layer.forward(data["x"])[2]._levels
+    assert level.kept.nbytes >= c_constant("STREAMED_RECORD")
     whole, chosen = train(layer, **data), [0, 77, 119]
     want = {name: a[:, chosen] for name, a in without_params(whole).items()}
     assert_same_bits(without_params(train(layer, **sequences(data, chosen))), want)

@@ -1,5 +1,7 @@
 """Rules of the C source that a compiler does not know."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def test_no_line_is_longer_than_120_columns():
     for path in paths:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert len(line) <= 120, f"{path}:{number}"
+
+
+def test_the_stub_of_the_binding_names_what_it_has():
+    tree = ast.parse((CSRC.parent / "src/fastrnn/_core.pyi").read_text())
+    for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        annotated = {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign)}
+        defined = {node.name for node in cls.body if isinstance(node, ast.FunctionDef)}
+        public = {name for name in dir(getattr(_core, cls.name)) if not name.startswith("_")}
+        assert public == {name for name in annotated | defined if not name.startswith("_")}, cls.name
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert functions == {name for name in dir(_core) if inspect.isroutine(getattr(_core, name)) and name[0] != "_"}
 
 
 def test_the_c_library_knows_nothing_of_python():

@@ -123,6 +123,59 @@ def test_fork_after_use(parent):
     assert run_script(FORK, parent, timeout=120) == "done"
 
 
+TEAM = """
+import os, signal
+import numpy as np
+import fastrnn
+
+fastrnn.set_num_threads(2)
+layer, x = fastrnn.RNN(64, 64, seed=1), np.ones((60, 32, 64), np.float32)
+
+def others():
+    return set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+"""
+
+SIGNAL = f"""{TEAM}
+before = others()
+layer(x)
+assert others() - before, "not a test: there is no second thread"
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+os.kill(os.getpid(), signal.SIGTERM)
+print(signal.sigwait({{signal.SIGTERM}}).name)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_signals_are_for_the_application():
+    """One that it blocks, to wait for it, is not taken by a thread of the team, where it would end the process."""
+    assert run_script(SIGNAL, OPENBLAS_NUM_THREADS="1") == "SIGTERM"
+
+
+AFFINITY = f"""{TEAM}
+before = others()
+processors = os.sched_getaffinity(0)
+
+def team(allowed):
+    os.sched_setaffinity(0, allowed)
+    layer(x)
+    (thread,) = others() - before
+    return os.sched_getaffinity(int(thread))
+
+beside = team(processors)
+callers = processors - beside
+print(len(callers), beside < processors, team(callers) == callers, team(processors) < processors)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_the_team_runs_where_its_caller_may():
+    """Not beside it, as long as there is room elsewhere; so too where it may now run on fewer processors."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
+    assert run_script(AFFINITY, OPENBLAS_NUM_THREADS="1") == "1 True True True"
+
+
 # Calls that take a second or so: class, options, inputs, hidden units, steps, and those of a backward pass.
 LONG = {
     "RNN": ("RNN", {}, 1, 2048, 12000, 4000),

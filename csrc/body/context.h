@@ -41,9 +41,7 @@ static void next_places(const frnn_batch *batch, cursor *c, int64_t count, place
 }
 
 INLINE real *place_row(const frnn_rows *rows, const place *at, int64_t t, int64_t column) {
-    const int64_t start =
-        rows->starts ? rows->starts[at->sequence] * rows->time_step : at->sequence * rows->sequence_step;
-    return (real *)rows->data + start + t * rows->time_step + column;
+    return (real *)rows->data + sequence_start(rows, at->sequence) + t * rows->time_step + column;
 }
 
 /* Is the step `offset` on one of the sequence? Compared so that no sum can overflow. */

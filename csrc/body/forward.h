@@ -196,6 +196,36 @@ typedef struct {
     real **at[4];                     /* for tangents the recorded y, h, c and record */
 } forward_call;
 
+/* Rows [row, end) of a step as a tile of the stage, their pre-activations at a. */
+INLINE void take_tile(const forward_call *c, forward_point *p, int64_t row, int64_t end, const real *a) {
+    const int projects = c->shape->projected && p->stage == 0;
+    p->rows = (int)(end - row);
+    p->a = a;
+    p->h = (const real *const *)c->h + row;
+    p->c = (const real *const *)c->c + row;
+    p->record = c->record + row;
+    p->y = projects ? p->record : c->now_y + row; /* what is to be projected is a column of the record */
+    if (c->tangents) {
+        p->at = (recorded_rows){(const real *const *)c->at[0] + row, (const real *const *)c->at[1] + row,
+                                (const real *const *)c->at[2] + row, (const real *const *)c->at[3] + row};
+    }
+}
+
+/* What follows a tile's product. */
+INLINE void finish_tile(const forward_call *c, const forward_point *p) {
+    const forward_shape *f = c->shape;
+    if (p->stage == 1 && f->projected) {
+        project_forward(p);
+    } else if (c->tangents) {
+        f->cell.tangent(p);
+    } else {
+        f->cell.forward(p);
+    }
+    if (f->at_once) { /* a chunk's rows together would take as long as memory does */
+        copy_rows(&c->y_copy, (const real *const *)p->y, p->rows, p->unit, least(p->n, p->vecs * VL));
+    }
+}
+
 /* One stage of step t for `rows` rows, those of the worker's first sequences, from their input products a; `source` are
  * the rows that R multiplies, or W for steps taken at once. */
 static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
@@ -217,8 +247,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     const int64_t row_step = f->at_once ? 0 : f->step; /* a tile of what is taken at once is for itself */
     const int64_t init_step = continues ? f->step : 0;
     const double macs = (double)rows * (double)p->K * (TILE_VECS * VL);
-    const int project_later = f->projected && i == 0;
-    point.y_at = project_later ? f->second * f->kept_step : 0;
+    point.y_at = f->projected && i == 0 ? f->second * f->kept_step : 0;
     const int asks = takes_long(macs);
     for (int64_t n = c->from[i]; n < c->to[i] && !(asks && poll(c->job, c->worker, macs)); ++n) {
         const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
@@ -231,17 +260,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
         for (int64_t m = 0; m < tiles.parts; ++m) {
             const int64_t row = split_at(&tiles, m);
             real *tile = a + row * row_step + column;
-            point.rows = (int)(split_at(&tiles, m + 1) - row);
-            point.a = tile;
-            point.h = (const real *const *)c->h + row;
-            point.c = (const real *const *)c->c + row;
-            point.record = c->record + row;
-            point.y =
-                project_later ? point.record : c->now_y + row; /* what is to be projected is a column of the record */
-            if (c->tangents) {
-                point.at = (recorded_rows){(const real *const *)c->at[0] + row, (const real *const *)c->at[1] + row,
-                                           (const real *const *)c->at[2] + row, (const real *const *)c->at[3] + row};
-            }
+            take_tile(c, &point, row, split_at(&tiles, m + 1), tile);
             real *out = tile + stage->h_first * point.a_column;
             const real *from[TILE_ROWS];
             for (int r = 0; r < point.rows; ++r) from[r] = source[row + r] + at;
@@ -252,17 +271,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
             tile_product(point.rows, vecs, K, p->slice, from, 1, packed + packed_panel(p, j),
                          continues ? out : bias + packed_column(p, j), init_step, out, f->step,
                          fetches ? &ahead : NULL);
-            if (i == 1 && f->projected) {
-                project_forward(&point);
-            } else if (c->tangents) {
-                f->cell.tangent(&point);
-            } else {
-                f->cell.forward(&point);
-            }
-            if (f->at_once) { /* a chunk's rows together would take as long as memory does */
-                copy_rows(&c->y_copy, (const real *const *)point.y, point.rows, point.unit,
-                          least(point.n, point.vecs * VL));
-            }
+            finish_tile(c, &point);
             if (skips_tiles(c->job, c->worker, m, p)) return;
         }
     }
@@ -304,22 +313,6 @@ INLINE void pass_states(const forward_call *c, int64_t from, int64_t rows, int64
         c->h[to + r] = c->now_y[from + r];
         if (at_c != NONE) c->c[to + r] = c->record[from + r] + at_c * c->shape->kept_step;
     }
-}
-
-/* The batch with the last sequences of a worker, a tile of them, in an order without a constant stride: their rows of y
- * and of the record lie beside another worker's, and a prefetcher that follows a stride on takes lines that this one is
- * writing. Sequences are independent, and those of one length may stand in any order. */
-static frnn_batch scattered(const frnn_batch *batch, const share *s, const packing *p, int64_t *order) {
-    frnn_batch own = *batch;
-    if (batch->lengths || s->rows_parts == 1) return own;
-    const split tiles = tiles_of(p, s->end - s->first);
-    const int64_t last = tiles.parts > 0 ? s->first + split_at(&tiles, tiles.parts - 1) : s->end;
-    for (int64_t i = s->first; i < s->end; ++i) {
-        const int64_t turn = i - last, half = (s->end - last + 1) / 2;
-        order[i] = sequence_at(batch, turn < 0 ? i : last + (turn % 2 ? half : 0) + turn / 2);
-    }
-    own.order = order;
-    return own;
 }
 
 /* Is the record, whose rows hold so many directions, to go past the caches? */
@@ -417,15 +410,15 @@ INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, i
 static void last_states(const forward_call *c, const share *s, const forward_space *space) {
     const frnn_forward_args *args = c->job->args;
     const forward_shape *f = c->shape;
-    const int64_t B = c->batch->B, H = c->H, O = c->job->layer->output_size, at_c = f->cell.shape.c * f->kept_step;
+    const int64_t B = c->batch->B, H = c->H, O = c->job->layer->output_size, at_c = f->cell.shape.c;
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t last = length_at(c->batch, p) - 1;
         const real *h = args->h0 ? state_row(args->h0, B, c->batch, c->d, p, O) : c->zero;
         const real *state = args->c0 ? state_row(args->c0, B, c->batch, c->d, p, H) : c->zero;
-        if (last >= 0) {
-            h = row_at(&c->y, p, last);
-            state =
-                at_c + (c->keep ? row_at(&c->kept, p, last) : space->record + (c->d * B + p) * f->kept * f->kept_step);
+        if (last >= 0) h = row_at(&c->y, p, last);
+        if (last >= 0 && at_c != NONE) {
+            const real *own = space->record + (c->d * B + p) * f->kept * f->kept_step;
+            state = (c->keep ? row_at(&c->kept, p, last) : own) + at_c * f->kept_step;
         }
         real *hT = state_row(args->hT, B, c->batch, c->d, p, O), *cT = state_row(args->cT, B, c->batch, c->d, p, H);
         if (hT && hT != h) memmove(hT, h, (size_t)O * sizeof(real));
@@ -434,23 +427,22 @@ static void last_states(const forward_call *c, const share *s, const forward_spa
 }
 
 static void forward_direction(frnn_job *job, const frnn_batch *batch, const forward_space *space, const share *s,
-                              const frnn_worker *w, int d) {
+                              const forward_shape *f, const frnn_worker *w, int d) {
     const frnn_layer *layer = job->layer;
     const frnn_forward_args *args = job->args;
     const frnn_record *record = job->record;
-    const forward_shape f = forward_shape_of(layer);
-    const int64_t B = batch->B, I = layer->input_size, most_rows = forward_rows(&f);
-    const int function = f.cell.shape.input, inputs = args->x.data != NULL; /* or they are tangents that are zero */
-    const int overwritten = f.at_once && args->x.data == args->y.data;
-    const forward_call c = forward_call_of(job, batch, space, &f, s, w, d);
+    const int64_t B = batch->B, I = layer->input_size, most_rows = forward_rows(f);
+    const int function = f->cell.shape.input, inputs = args->x.data != NULL; /* or they are tangents that are zero */
+    const int overwritten = f->at_once && args->x.data == args->y.data;
+    const forward_call c = forward_call_of(job, batch, space, f, s, w, d);
     const sequences x =
         sequences_of(batch, inputs ? &args->x : &record->x, d, 0, space->x + w->id * B, s->first, s->end);
 
     /* A worker with sequences of its own has a chunk of its own; a gang that splits the units shares one. */
     const int64_t leader = w->id - s->part;
-    real *a = space->a + (leader * most_rows + s->first_direction * B + s->first) * f.step;
+    real *a = space->a + (leader * most_rows + s->first_direction * B + s->first) * f->step;
     real **rows = space->rows + w->id * (most_rows + B);
-    real *mapped = space->mapped + w->id * (most_rows + B) * f.input_step;
+    real *mapped = space->mapped + w->id * (most_rows + B) * f->input_step;
 
     int64_t active = active_after(batch, s->end, 0);
     for (int64_t t = 0, end; active > s->first; t = end) {
@@ -460,23 +452,23 @@ static void forward_direction(frnn_job *job, const frnn_batch *batch, const forw
             now = active_after(batch, now, ++end);
         }
         if (!record && (function != IDENTITY || overwritten)) {
-            map_rows(function, rows, count, I, mapped, f.input_step, &c.x_copy);
-        } else if (f.at_once) {
+            map_rows(function, rows, count, I, mapped, f->input_step, &c.x_copy);
+        } else if (f->at_once) {
             copy_rows(&c.x_copy, (const real *const *)rows, count, 0, I);
         }
-        if (record && inputs && f.input_step) {
-            map_tangents(function, rows, count, I, &args->x, &record->x, mapped, f.input_step);
+        if (record && inputs && f->input_step) {
+            map_tangents(function, rows, count, I, &args->x, &record->x, mapped, f->input_step);
         }
-        for (int i = 0; i < f.stages; ++i) {
-            const forward_stage *stage = &f.stage[i];
+        for (int i = 0; i < f->stages; ++i) {
+            const forward_stage *stage = &f->stage[i];
             packing W = stage->x;
             if (W.gates == 0) continue;
             if (!inputs) W.K = 0;
-            const product_sums sums = {record ? c.zero : c.packed + stage->bias, 0, a + stage->column, f.step};
+            const product_sums sums = {record ? c.zero : c.packed + stage->bias, 0, a + stage->column, f->step};
             product_rows(job, w, &W, c.packed + stage->W, (const real *const *)rows, count, c.from[i], c.to[i], sums,
                          i == 0 ? &c.x_copy : &no_copy);
         }
-        poll(job, w, (double)count * (double)f.width * (double)(I + layer->output_size));
+        poll(job, w, (double)count * (double)f->width * (double)(I + layer->output_size));
         if (leave(job, s->group, s->part, s->parts)) return;
         active = forward_steps(&c, s, t, end, active, a, rows);
     }
@@ -491,5 +483,5 @@ static void forward_work(void *argument, const frnn_worker *w) {
     const forward_shape f = forward_shape_of(job->layer);
     const share s = share_of(w, job->layer, job->batch, f.cell.shape.gates, &f.stage[0].h);
     const frnn_batch own = scattered(job->batch, &s, &f.stage[0].h, space.order + w->id * job->batch->B);
-    for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &own, &space, &s, w, d);
+    for (int d = s.first_direction; d < s.end_direction; ++d) forward_direction(job, &own, &space, &s, &f, w, d);
 }

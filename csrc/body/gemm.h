@@ -195,13 +195,13 @@ static void pack_weights(const packing *p, const real *w, int64_t step, const in
                 const real *next = unit + 2 * VL <= p->units ? row + VL * step : NULL;
                 for (int64_t k = 0; k < p->K; k += VL) {
                     const int64_t n = least(VL, p->K - k);
-                    vec block[VL];
+                    vec square[VL];
                     if (next) fetch_ahead(next + k * VL, n * VL);
-                    for (int i = 0; i < VL; ++i) block[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
-                    for (int i = 0; i < VL; ++i) zero = v_fma(block[i], v_set1(0), zero);
-                    transpose(block);
+                    for (int i = 0; i < VL; ++i) square[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
+                    for (int i = 0; i < VL; ++i) zero = v_fma(square[i], v_set1(0), zero);
+                    transpose(square);
                     for (int i = 0; i < n; ++i) {
-                        store_packed(out + (k + i) * width + column, block[i], width - column, stream);
+                        store_packed(out + (k + i) * width + column, square[i], width - column, stream);
                     }
                 }
             }

@@ -15,8 +15,9 @@ INLINE int64_t length_at(const frnn_batch *batch, int64_t p) { return length_of(
 INLINE const frnn_batch *whole_of(const frnn_batch *batch) { return batch->whole ? batch->whole : batch; }
 
 static int64_t total_rows(const frnn_batch *batch) {
+    if (!batch->lengths) return batch->T * batch->B;
     int64_t rows = 0;
-    for (int64_t b = 0; b < batch->B; ++b) rows += length_of(batch, b);
+    for (int64_t b = 0; b < batch->B; ++b) rows += batch->lengths[b];
     return rows;
 }
 
@@ -30,17 +31,21 @@ INLINE int64_t time_step(const frnn_rows *rows, int d) {
     return d && !rows->in_window ? -rows->time_step : rows->time_step;
 }
 
+/* Where sequence b begins. */
+INLINE int64_t sequence_start(const frnn_rows *rows, int64_t b) {
+    return rows->starts ? rows->starts[b] * rows->time_step : b * rows->sequence_step;
+}
+
 /* Fills positions [from, to) of the sequences that `rows` hold, each row taken at `column`. */
 static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, int reverse, int64_t column, real **first,
                               int64_t from, int64_t to) {
     for (int64_t p = from; p < to; ++p) {
         const int64_t b = sequence_at(batch, p);
-        const int64_t start = rows->starts ? rows->starts[b] * rows->time_step : b * rows->sequence_step;
         int64_t step = 0; /* where the window begins; of a sequence that is over by then no row is read */
         if (!rows->in_window && length_at(batch, p) > 0) {
             step = reverse ? length_of(whole_of(batch), b) - 1 - batch->begin : batch->begin;
         }
-        first[p] = (real *)rows->data + start + step * rows->time_step + column;
+        first[p] = (real *)rows->data + sequence_start(rows, b) + step * rows->time_step + column;
     }
     return (sequences){first, time_step(rows, reverse)};
 }
@@ -165,6 +170,22 @@ static share share_of(const frnn_worker *w, const frnn_layer *layer, const frnn_
     }
     share_rows(&s, batch, 0, batch->T);
     return s;
+}
+
+/* The batch with the last sequences of a worker, a tile of them, in an order without a constant stride: their rows of y
+ * and of the record lie beside another worker's, and a prefetcher that follows a stride on takes lines that this one is
+ * writing. Sequences are independent, and those of one length may stand in any order. */
+static frnn_batch scattered(const frnn_batch *batch, const share *s, const packing *p, int64_t *order) {
+    frnn_batch own = *batch;
+    if (batch->lengths || s->rows_parts == 1) return own;
+    const split tiles = tiles_of(p, s->end - s->first);
+    const int64_t last = tiles.parts > 0 ? s->first + split_at(&tiles, tiles.parts - 1) : s->end;
+    for (int64_t i = s->first; i < s->end; ++i) {
+        const int64_t turn = i - last, half = (s->end - last + 1) / 2;
+        order[i] = sequence_at(batch, turn < 0 ? i : last + (turn % 2 ? half : 0) + turn / 2);
+    }
+    own.order = order;
+    return own;
 }
 
 /* Should the call end? The caller's worker sees to it about every POLL_MACS multiply-adds. */

@@ -95,7 +95,7 @@ typedef struct {
     int64_t p_step;
     recorded_rows at;
     const real *const *dy;              /* NULL for zero */
-    real *const *delta, *const *direct; /* each row's (columns, H); (H) */
+    real *const *delta, *const *direct; /* each row's (columns, H); (p_step) */
     int64_t dh_at;                      /* where dh_t lies beside the deltas, if it is projected */
 } reverse_point;
 
@@ -196,10 +196,10 @@ INLINE void reverse_tile(const cell_shape s, const int variant, const int stage,
     for (int r = 0; r < p->rows; ++r) {
         const real *dy = stage == 0 && p->dy ? p->dy[r] + p->unit : NULL;
         real *delta = p->delta[r] + p->unit, *direct = s.direct ? p->direct[r] + p->unit : NULL;
-        for (int u = 0; u < vecs; ++u, tile += VL) {
+        for (int u = 0; u < vecs; ++u) {
             const int64_t at = u * VL, n = units - at;
             reverse_values v;
-            v.dh = s.h > 0 || stage > 0 ? v_load(tile) : v_set1(0);
+            v.dh = s.h > 0 || stage > 0 ? v_load(tile + (r * vecs + u) * VL) : v_set1(0);
             if (s.direct) v.direct = v_load(direct + at);
             if (stage == 0 && s.direct && s.c == NONE) v.dh = v_add(v.dh, v.direct);
             if (dy) v.dh = v_add(v.dh, load_upto(dy + at, n));
@@ -222,15 +222,11 @@ static void project_forward(const forward_point *p) {
 }
 
 static void project_backward(const real *tile, const reverse_point *p) {
-    for (int r = 0; r < p->rows; ++r, tile += p->vecs * VL) {
-        real *dh = p->delta[r] + p->dh_at + p->unit;
-        put_tile(tile, 1, p->vecs, dh, 0, p->n, 0);
-        if (p->dy) {
-            for (int u = 0; u < p->vecs; ++u) {
-                const int64_t n = p->n - u * VL;
-                const vec dy = load_upto(p->dy[r] + p->unit + u * VL, n);
-                store_upto(dh + u * VL, v_add(v_load(tile + u * VL), dy), n);
-            }
+    for (int r = 0; r < p->rows; ++r) {
+        for (int u = 0; u < p->vecs; ++u, tile += VL) {
+            const int64_t unit = p->unit + u * VL, n = p->n - u * VL;
+            const vec dh = v_load(tile);
+            store_upto(p->delta[r] + p->dh_at + unit, p->dy ? v_add(dh, load_upto(p->dy[r] + unit, n)) : dh, n);
         }
     }
 }

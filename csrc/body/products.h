@@ -143,7 +143,7 @@ static void sum_biases(const reverse_call *c, const real *delta, real *const *c_
             const int64_t unit = i * VL, n = least(VL, H - unit);
             real *const peephole[2] = {(real *)out->p + g * H + unit, NULL};
             if (s->peephole_of[g] == NONE) {
-                store_upto(peephole[0], v_set1(0), n);
+                if (!add) store_upto(peephole[0], v_set1(0), n);
             } else {
                 sum_vectors(c, delta, s->peephole_of[g] * H + unit, g < 2 ? c_before : kept,
                             g < 2 ? unit : s->c * c->shape.kept_step + unit, rows, n, add, peephole);

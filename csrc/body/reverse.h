@@ -27,7 +27,7 @@ typedef struct {
     packing W;                        /* delta -> dx */
     int64_t W_at, p_at, p_step, size; /* in a direction's packed weights */
     int64_t kept_step;                /* from one column of the record to the next */
-    int64_t columns;                  /* C*H, the deltas of one row, and, if projected, dh besides */
+    int64_t columns;                  /* C*H, the deltas of one row; beside them lies dh, if it is projected */
     int64_t rows;                     /* of a chunk, unless one step has more */
     int64_t step;                     /* from one row of deltas to the next */
     int64_t input_step;
@@ -176,9 +176,9 @@ static void clip(real *values, int64_t n, double limit) {
     for (int64_t i = 0; i < n; i += VL) v_store(values + i, v_max(low, v_min(high, v_load(values + i))));
 }
 
-/* What comes back to a step in a tile of dh is clipped before dy is added. What passes beside the products to h itself
- * is part of it. */
-static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
+/* All that comes back to a state h in a tile of dh, with what passes beside the products to h itself; clipped if that
+ * was asked for. */
+static void gather_dh(const reverse_call *c, real *tile, const reverse_point *p) {
     const cell_shape *s = &c->shape.cell.shape;
     for (int r = 0; r < p->rows; ++r) {
         real *row = tile + r * p->vecs * VL;
@@ -187,7 +187,7 @@ static void clip_dh(const reverse_call *c, real *tile, const reverse_point *p) {
             v_store(row + u * VL, v_add(v_load(row + u * VL), v_load(direct)));
             v_store(direct, v_set1(0));
         }
-        clip(row, p->vecs * VL, c->args->clip_step);
+        if (c->args->clip_step > 0) clip(row, p->vecs * VL, c->args->clip_step);
     }
 }
 
@@ -256,7 +256,7 @@ static void reverse_stage_step(const reverse_call *c, int d, int i, const revers
             if (deltas) {
                 if (stage->far) ask_next_lines(stage, v->packed + f->stage[i].packed, n, first, end, t, m, &ahead);
                 dh_tile(c, i, v, p, point.rows, j, deltas, tile, &ahead);
-                if (c->args->clip_step > 0 && i == 0) clip_dh(c, tile, &point);
+                if (c->args->clip_step > 0 && i == 0) gather_dh(c, tile, &point);
             } else {
                 for (int r = 0; r < point.rows; ++r) {
                     const real *dhT = end_state(c, c->args->dhT, d, p + r, stage->units);
@@ -383,7 +383,6 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
 static void initial_gradient(const reverse_call *c, int d, const reverse_direction *v, int64_t active) {
     const share *s = &c->share;
     const reverse_shape *f = &c->shape;
-    const cell_shape *cell = &f->cell.shape;
     const frnn_backward_args *args = c->args;
     for (int i = 0; i < 2; ++i) { /* dh0, with the panels of the first stage; dc0, with those of the last */
         const packing *units = &f->stage[i ? f->stages - 1 : 0].p;
@@ -400,20 +399,15 @@ static void initial_gradient(const reverse_call *c, int d, const reverse_directi
                 point.direct = v->direct_rows + p;
                 if (returns && i == 0) {
                     dh_tile(c, 0, v, p, point.rows, j, v->carry, tile, NULL);
-                    for (int r = 0; cell->direct && cell->c == NONE && r < point.rows; ++r) {
-                        for (int u = 0; u < point.vecs; ++u) {
-                            real *dh = tile + (r * point.vecs + u) * VL;
-                            v_store(dh, v_add(v_load(dh), v_load(point.direct[r] + point.unit + u * VL)));
-                        }
-                    }
+                    gather_dh(c, tile, &point);
                 }
                 for (int r = 0; r < point.rows; ++r) {
                     real *row = tile + r * point.vecs * VL;
                     if (!returns || i == 1) {
                         const real *end_row = end_state(c, i ? args->dcT : args->dhT, d, p + r, units->units);
                         load_state(returns ? v->direct_rows[p + r] : end_row, point.unit, point.n, point.vecs, row);
+                        if (returns && args->clip_step > 0) clip(row, point.vecs * VL, args->clip_step);
                     }
-                    if (returns && args->clip_step > 0) clip(row, point.vecs * VL, args->clip_step);
                     put_tile(row, 1, point.vecs, end_state(c, out, d, p + r, units->units) + point.unit, 0, point.n, 0);
                 }
             }

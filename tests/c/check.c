@@ -113,7 +113,7 @@ static int64_t bytes_of(frnn_dtype dtype, int64_t count) { return count * (dtype
 
 static void must_equal(frnn_dtype dtype, const void *a, const void *b, int64_t count, const char *what) {
     if (count > 0 && memcmp(a, b, (size_t)bytes_of(dtype, count)) != 0) {
-        printf("windows: %s is not that of one call\n", what);
+        printf("%s is not what it should be\n", what);
         exit(1);
     }
 }
@@ -164,9 +164,9 @@ static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *la
         forward.cT = c_count ? c + bytes_of(dtype, (w + 1) * c_count) : NULL;
         if (frnn_forward(isa, threads, layer, &window[w], &forward) != FRNN_OK) abort();
     }
-    must_equal(dtype, y, forward.y.data, batch->lengths ? 0 : rows * D * O, "y");
-    must_equal(dtype, hT, forward.hT, h_count, "h");
-    must_equal(dtype, cT, forward.cT, c_count, "c");
+    must_equal(dtype, y, forward.y.data, rows * D * O, "window by window, y");
+    must_equal(dtype, hT, forward.hT, h_count, "window by window, h");
+    must_equal(dtype, cT, forward.cT, c_count, "window by window, c");
     free(forward.y.data);
 
     frnn_rows own = {.data = filled(dtype, steps * B * D * O, 0), .time_step = B * D * O, .sequence_step = D * O};
@@ -198,14 +198,14 @@ static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *la
         backward.dcT = dc;
         backward.add = 1;
     }
-    must_equal(dtype, dx, backward.dx.data, rows * layer->input_size, "dx");
-    must_equal(dtype, dh0, dh, h_count, "dh0");
-    must_equal(dtype, dc0, dc, c_count, "dc0");
+    must_equal(dtype, dx, backward.dx.data, rows * layer->input_size, "window by window, dx");
+    must_equal(dtype, dh0, dh, h_count, "window by window, dh0");
+    must_equal(dtype, dc0, dc, c_count, "window by window, dc0");
     for (int d = 0, i = 0; d < D; ++d) {
         const void *expected[] = {whole[d].W, whole[d].R, whole[d].b_ih, whole[d].b_hh, whole[d].P, whole[d].p};
         for (int j = 0; j < 6; ++j) {
             if (expected[j]) {
-                must_equal(dtype, expected[j], sums.data[i], sums.count[i], "a weight's gradient");
+                must_equal(dtype, expected[j], sums.data[i], sums.count[i], "window by window, a weight's gradient");
                 ++i;
             }
         }
@@ -213,6 +213,37 @@ static void check_windows(const frnn_isa *isa, int threads, const frnn_layer *la
     release(&sums);
     void *spaces[] = {h, c, lengths, own.data, kept.data, dh, dc, backward.dx.data};
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
+}
+
+/* Gradients of a loss that depends on nothing, added to others, leave these as they are. */
+static void check_added(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                        frnn_backward_args backward, int64_t rows) {
+    const uint64_t before = state;
+    frnn_weights gradients[2], expected[2];
+    for (int i = 0; i < 2; ++i) {
+        state = before; /* the same values twice */
+        for (int d = 0; d < layer->directions; ++d) (i ? expected : gradients)[d] = weights_of(layer, d, NULL);
+    }
+    backward.gradients = gradients;
+    backward.add = 1;
+    backward.dy.data = NULL;
+    backward.dhT = backward.dcT = NULL;
+    backward.dh0 = backward.dc0 = NULL;
+    backward.dx.data = filled(layer->dtype, rows * layer->input_size, 0);
+    if (frnn_backward(isa, threads, layer, batch, &backward) != FRNN_OK) abort();
+    results counts = {.n = 0};
+    for (int d = 0, i = 0; d < layer->directions; ++d) {
+        const frnn_weights g = gradients[d], e = expected[d];
+        void *got[] = {g.W, g.R, g.b_ih, g.b_hh, g.P, g.p}, *all[] = {e.W, e.R, e.b_ih, e.b_hh, e.P, e.p};
+        weights_of(layer, d, &counts);
+        for (int j = 0; j < 6; ++j) {
+            if (got[j]) must_equal(layer->dtype, all[j], got[j], counts.count[i++], "added to, a weight's gradient");
+            free(got[j]);
+            free(all[j]);
+        }
+    }
+    release(&counts);
+    free(backward.dx.data);
 }
 
 static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project, const shape *s, int threads) {
@@ -290,6 +321,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
     backward.workspace = aligned(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_BACKWARD));
     if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
     if (!layer.contexts) check_windows(isa, threads, &layer, &batch, forward, backward, rows);
+    check_added(isa, threads, &layer, &batch, backward, rows);
 
     /* Tangents: dy stands for those of y, the gradients' arrays for directions. */
     frnn_forward_args tangents = {.packed = forward.packed, .h0 = dhT, .c0 = dcT, .workspace = forward.workspace};
