@@ -73,7 +73,7 @@ int main(int argc, char **argv) {
     for (frnn_pass pass = FRNN_FORWARD; pass <= FRNN_BACKWARD; ++pass) {
         packed[pass] = space(frnn_packed_size(isa, &layer, pass));
         workspace[pass] = space(frnn_workspace_size(isa, 1, &layer, &batch, pass));
-        if (frnn_pack(isa, 1, &layer, pass, &weights, packed[pass]) != FRNN_OK) fail("frnn_pack");
+        if (frnn_pack(isa, 1, &layer, pass, &weights, packed[pass], NULL) != FRNN_OK) fail("frnn_pack");
     }
 
     frnn_forward_args forward = {.packed = packed[0], .workspace = workspace[0]};

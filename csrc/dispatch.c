@@ -99,7 +99,7 @@ static void work_flushed(void *argument, const frnn_worker *worker) {
 int frnn_asks(frnn_job *job) {
     const double now = frnn_now();
     if (job->asked == 0) job->asked = now; /* the first time the call has but begun */
-    if (!job->interrupt->should_stop || now - job->asked < ASK_EVERY) return 0;
+    if (!job->interrupt || !job->interrupt->should_stop || now - job->asked < ASK_EVERY) return 0;
     job->asked = now;
     restore(job->fp_mode);
     const int answer = job->interrupt->should_stop(job->interrupt->context);
@@ -111,8 +111,6 @@ int frnn_asks(frnn_job *job) {
  * taken it up. */
 #define MACS_EACH 4e6
 #define MACS_OF_STEP 1e6
-/* To pack one weight takes as long as this many. */
-#define PACK_MACS 32
 /* In a recurrent product, to read one weight from a cache that cores share takes as long as this many: with fewer
  * sequences that is what takes time. Other products read it once for many steps. */
 #define READ_MACS 3
@@ -180,9 +178,9 @@ size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass 
 }
 
 frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
-                      const frnn_weights weights[], void *packed) {
+                      const frnn_weights weights[], void *packed, const frnn_interrupt *interrupt) {
     if (!layer_fits(layer) || threads < 1) return FRNN_INVALID;
-    frnn_job job = {.layer = layer, .weights = weights, .packed = packed};
+    frnn_job job = {.layer = layer, .weights = weights, .packed = packed, .interrupt = interrupt};
     const frnn_batch one_step = {.T = 1, .B = 1};
     const int useful = useful_threads(threads, layer, &one_step, PACK_MACS, MACS_EACH);
     return run(kernels_of(isa, layer, pass)->pack, &job, useful, useful);

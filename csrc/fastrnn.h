@@ -95,18 +95,18 @@ typedef struct {
 /* Weights prepared for one kind of call; they serve any number of them on the instruction set that packed them. */
 typedef enum { FRNN_FORWARD = 0, FRNN_BACKWARD = 1 } frnn_pass;
 
-/* Bytes; 0: the layer is invalid or too large. */
+/* Bytes; 0: the layer is invalid or too large. The interrupt may be NULL. */
 size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass pass);
 frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
-                      const frnn_weights weights[], void *packed);
+                      const frnn_weights weights[], void *packed, const frnn_interrupt *interrupt);
 
 /* Bytes of workspace for one call; 0: the layer or batch is invalid or too large. */
 size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                            frnn_pass pass);
 
 /* One layer over a batch. Rows of y hold the D*O outputs of a step; rows past a sequence's length are left alone. When
- * D = 1 and I = O, and the cell is recurrent, y may be x. A state that the cell does not have is NULL; one that it has
- * is given, and its last one wanted or NULL. */
+ * D = 1 and I = O, and the cell is recurrent, y may be x. A state that the cell does not have is NULL; h0 or c0 NULL
+ * is zero, hT or cT not wanted. */
 typedef struct {
     const void *packed;    /* of FRNN_FORWARD */
     frnn_rows x, y;        /* rows of I, of D*O */

@@ -28,6 +28,9 @@ typedef struct {
  * mode. */
 int frnn_asks(frnn_job *job);
 
+/* To pack one weight takes as long as this many multiply-adds. */
+enum { PACK_MACS = 32 };
+
 /* A pass over a layer's steps. Sizes are in bytes. */
 typedef struct {
     size_t (*packed_size)(const frnn_layer *layer);

@@ -1,6 +1,7 @@
 """Layers are copied and pickled whole, and their parameters stay their own."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -96,6 +97,28 @@ def test_values_that_are_parameters_themselves():
     assert all(np.array_equal(layer.params[name], value) for name, value in before.items())
 
 
+def test_options_stay_as_they_were_when_the_layer_was_made(backend, row):
+    """But for dropout; a subclass and a user may add to a layer what they like, and change that."""
+    layer = make(row, backend, 3, 4)
+    for name in (*inspect.signature(getattr(backend, row.cls)).parameters, "num_directions"):
+        if name not in ("dropout", "seed", "init"):
+            with pytest.raises(AttributeError, match=f"^{name}: "):
+                setattr(layer, name, getattr(layer, name))
+    layer.dropout = 0.5
+    layer.seed = layer.note = 1
+    layer.seed = layer.note = 2
+    other = copy.deepcopy(layer)
+    assert (other.dropout, other.seed, other.note) == (0.5, 2, 2)
+
+
+def test_frozen_layers_and_tapes_are_their_own_copies(backend, row):
+    layer = make(row, backend, 3, 4)
+    for one in (layer.frozen(), layer.forward(np.ones((5, 2, 3)))[2]):
+        assert copy.copy(one) is copy.deepcopy(one) is one
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(one)
+
+
 def test_parameters_cannot_be_exchanged():
     layer = fastrnn.RNN(3, 4)
     with pytest.raises(AttributeError, match=r"^params: "):
@@ -108,6 +131,11 @@ def test_parameters_are_all_changed_or_none():
     with pytest.raises(ValueError, match=r"^bias_hh_l0: expected shape \(4,\), got \(5,\)"):
         layer.params.update(ones | {"bias_hh_l0": np.ones(5)})
     assert not any((value == 1).any() for value in layer.params.values())
+    layer.params["bias_hh_l0"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"^bias_hh_l0: .*read-only"):
+        layer.load_state_dict(ones)
+    assert not any((value == 1).any() for value in layer.params.values())
+    layer.params["bias_hh_l0"].flags.writeable = True
     layer.params |= ones
     assert all((value == 1).all() for value in layer.params.values())
 

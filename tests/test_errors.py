@@ -74,8 +74,9 @@ NOT_REAL = [
     (lambda s: np.full(s, b"1"), r"[|]?S1|bytes\w*"),
     (lambda s: np.ones(s, object), "object"),
     (lambda s: np.ones(s, "M8[s]"), r"datetime64\S*|[<>]M8\S*"),
+    (lambda s: np.ma.masked_array(np.ones(s), True), "masked"),
 ]
-NOT_REAL_IDS = ["complex128", "complex64", "str", "bytes", "object", "datetime"]
+NOT_REAL_IDS = ["complex128", "complex64", "str", "bytes", "object", "datetime", "masked"]
 
 
 @pytest.mark.parametrize("dims", [(), (3,), (1, 5, 2, 3)], ids=str)

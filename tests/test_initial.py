@@ -7,6 +7,7 @@ import oracles
 import pytest
 from helpers import assert_same_bits
 
+from fastrnn import initial as initial_values
 from fastrnn.initial import initialise
 from fastrnn.storage import parameter_shapes
 
@@ -68,6 +69,16 @@ def test_uniform_in_the_order_of_the_parameters(cell, options, dtype):
     rng = np.random.default_rng(0)
     largest = max(np.abs(p).max() for p in initial(cell, None, options, dtype).values())
     assert 0.9 * bound < largest <= bound
+
+
+def test_numbers_drawn_some_rows_at_a_time(monkeypatch, dtype):
+    """Are those drawn at once, wherever the parameter lies."""
+    want = initial("LSTM", None, dtype=dtype, seed=7)
+    monkeypatch.setattr(initial_values, "_AT_ONCE", 3 * INPUTS + 1)
+    assert_same_bits(initial("LSTM", None, dtype=dtype, seed=7), want)
+    odd = {name: np.empty(p.shape, dtype, order="F") for name, p in want.items()}
+    initialise(odd, "LSTM", HIDDEN, None, np.random.default_rng(7))
+    assert_same_bits(odd, want)
 
 
 def test_seeds_keep_their_meaning(backend, dtype):

@@ -1,5 +1,6 @@
 """`fastrnn` and `fastrnn.reference`: the same names with the same signatures."""
 
+import importlib
 import inspect
 
 import numpy as np
@@ -33,6 +34,11 @@ def parameters(function):
 def methods(cls):
     names = public(cls) | {"__call__"}
     return {name for name in names if inspect.isroutine(inspect.getattr_static(cls, name, None))}
+
+
+@pytest.mark.parametrize("name", ["convert", "initial", "train", "train.losses"])
+def test_modules_are_imported_from_both(name):
+    assert importlib.import_module(f"fastrnn.reference.{name}") is importlib.import_module(f"fastrnn.{name}")
 
 
 def test_every_layer_is_in_both():

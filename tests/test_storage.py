@@ -151,6 +151,8 @@ def test_what_is_no_regular_file_stays(tmp_path, rng):
 def test_a_null_character_in_a_path(rng):
     with pytest.raises(ValueError, match=r"^path: expected a path without a null character"):
         storage.save("a\0b", "RNN", SIZES, drawn("RNN", SIZES, rng))
+    with pytest.raises(FileNotFoundError, match=r"none/layer\.safetensors'$"):
+        storage.save("none/layer.safetensors", "RNN", SIZES, drawn("RNN", SIZES, rng))
 
 
 def test_a_full_disk(saved):

@@ -76,7 +76,9 @@ def test_mean_squared_error_is_its_formula():
     np.testing.assert_allclose(dy, [[0, -2], [-3, 0]])
 
 
-@pytest.mark.parametrize(("given", "computed"), [("f4", "f4"), ("f8", "f8"), ("i4", "f8"), ("f2", "f8")])
+@pytest.mark.parametrize(
+    ("given", "computed"), [("f4", "f4"), ("f8", "f8"), (">f4", "f4"), (">f8", "f8"), ("i4", "f8"), ("f2", "f8")]
+)
 def test_dtypes_of_mean_squared_error(given, computed):
     loss, dy = mean_squared_error(np.ones((2, 3), given), np.ones((2, 3), np.float64))
     assert loss.dtype == dy.dtype == np.dtype(computed)

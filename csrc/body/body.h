@@ -12,6 +12,8 @@
 
 #include "layer.h"
 
+#include "pack.h"
+
 #include "rows.h"
 
 #include "forward.h"

@@ -23,7 +23,7 @@ typedef struct {
 
 static void skip_rows(const frnn_batch *batch, cursor *c, int64_t rows) {
     c->t += rows;
-    while (c->p < batch->B && c->t >= length_at(batch, c->p)) c->t -= length_at(batch, c->p++);
+    while (c->t > 0 && c->t >= length_at(batch, c->p)) c->t -= length_at(batch, c->p++);
 }
 
 static cursor cursor_at(const frnn_batch *batch, int64_t row) {
@@ -84,7 +84,7 @@ static size_t context_packed_size(const frnn_layer *layer) {
 }
 
 static void context_pack(void *argument, const frnn_worker *w) {
-    const frnn_job *job = argument;
+    frnn_job *job = argument;
     const frnn_layer *layer = job->layer;
     const context_shape f = context_shape_of(layer);
     const int block = 0;
@@ -98,8 +98,7 @@ static void context_pack(void *argument, const frnn_worker *w) {
         }
         packed += width;
         for (int k = 0; k < layer->contexts; ++k, packed += packed_size(&f.W)) {
-            pack_weights(&f.W, (real *)weights->W + k * I, layer->contexts * I, &block, packed,
-                         part(w->id, w->size, f.W.panels), part(w->id + 1, w->size, f.W.panels), NULL);
+            pack_weights(job, w, &f.W, (real *)weights->W + k * I, layer->contexts * I, &block, packed, NULL);
         }
     }
 }
@@ -193,17 +192,16 @@ static size_t context_reverse_packed_size(const frnn_layer *layer) {
 }
 
 static void context_reverse_pack(void *argument, const frnn_worker *w) {
-    const frnn_job *job = argument;
+    frnn_job *job = argument;
     const frnn_layer *layer = job->layer;
     const context_shape f = context_shape_of(layer);
+    const int block = 0;
     const int64_t I = layer->input_size;
     real *packed = job->packed;
     for (int d = 0; d < layer->directions; ++d) {
         for (int k = 0; k < layer->contexts; ++k, packed += packed_size(&f.V)) {
-            for (int64_t j = part(w->id, w->size, f.V.panels); j < part(w->id + 1, w->size, f.V.panels); ++j) {
-                pack_panel(&f.V, (real *)job->weights[d].W + k * I, NULL, layer->contexts * I, f.V.K, j,
-                           packed + packed_panel(&f.V, j), streams(&f.V, packed));
-            }
+            const real *W = (real *)job->weights[d].W + k * I;
+            pack_blocks(job, w, &f.V, W, layer->contexts * I, &block, f.V.K, packed);
         }
     }
 }

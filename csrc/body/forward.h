@@ -97,7 +97,7 @@ typedef struct {
 
 /* The length of that row. */
 INLINE int64_t zero_width(const frnn_layer *layer, const forward_shape *f) {
-    return most(f->width, divide_up(most(layer->hidden_size, layer->output_size), VL) * VL);
+    return most(f->width, state_width(layer));
 }
 
 static forward_space forward_space_of(const frnn_layer *layer, const frnn_batch *batch, int threads, arena *a) {
@@ -155,7 +155,7 @@ static void pack_biases(const forward_stage *stage, const cell_shape *s, const f
 
 /* The packed weights of a direction: for each stage the bias, W and R (or P); then the peepholes. */
 static void forward_pack(void *argument, const frnn_worker *w) {
-    const frnn_job *job = argument;
+    frnn_job *job = argument;
     const forward_shape f = forward_shape_of(job->layer);
     const cell_shape *s = &f.cell.shape;
     const int64_t H = job->layer->hidden_size;
@@ -165,11 +165,10 @@ static void forward_pack(void *argument, const frnn_worker *w) {
         for (int i = 0; i < f.stages; ++i) {
             const forward_stage *stage = &f.stage[i];
             const int project = f.projected && i == 1;
-            const int64_t from = part(w->id, w->size, stage->x.panels), to = part(w->id + 1, w->size, stage->x.panels);
             const int *block = s->block + (project ? 0 : stage->first);
-            pack_weights(&stage->x, weights->W, stage->x.K, block, packed + stage->W, from, to, NULL);
+            pack_weights(job, w, &stage->x, weights->W, stage->x.K, block, packed + stage->W, NULL);
             const void *h = project ? weights->P : f.at_once ? weights->W : weights->R;
-            pack_weights(&stage->h, h, stage->h.K, block + stage->h_first, packed + stage->R, from, to,
+            pack_weights(job, w, &stage->h, h, stage->h.K, block + stage->h_first, packed + stage->R,
                          packed + stage->zero_times);
             if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
         }
@@ -195,6 +194,11 @@ typedef struct {
     real **h, **c, **now_y, **record; /* for each of a step's rows */
     real **at[4];                     /* for tangents the recorded y, h, c and record */
 } forward_call;
+
+/* The initial state of position p from an array (D, B, n); NULL: zero. */
+INLINE real *initial_row(const forward_call *c, const void *states, int64_t p, int64_t n) {
+    return states ? state_row(states, c->batch->B, c->batch, c->d, p, n) : c->zero;
+}
 
 /* Rows [row, end) of a step as a tile of the stage, their pre-activations at a. */
 INLINE void take_tile(const forward_call *c, forward_point *p, int64_t row, int64_t end, const real *a) {
@@ -282,14 +286,14 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
 static void take_recorded(const forward_call *c, int64_t rows, int64_t t, int64_t to) {
     const forward_shape *f = c->shape;
     const frnn_record *record = c->job->record;
-    const int64_t B = c->batch->B, O = c->job->layer->output_size, at_c = f->cell.shape.c;
+    const int64_t O = c->job->layer->output_size, at_c = f->cell.shape.c;
     for (int64_t p = c->first; p < c->first + rows; ++p, ++to) {
         c->at[0][to] = row_at(&c->recorded_y, p, t);
-        c->at[1][to] = t > 0 ? c->at[0][to] - c->recorded_y.step : state_row(record->h0, B, c->batch, c->d, p, O);
+        c->at[1][to] = t > 0 ? c->at[0][to] - c->recorded_y.step : initial_row(c, record->h0, p, O);
         if (f->kept) c->at[3][to] = row_at(&c->recorded_kept, p, t);
         if (at_c == NONE) continue;
-        c->at[2][to] = t > 0 ? c->at[3][to] - c->recorded_kept.step + at_c * f->kept_step
-                             : state_row(record->c0, B, c->batch, c->d, p, c->H);
+        c->at[2][to] =
+            t > 0 ? c->at[3][to] - c->recorded_kept.step + at_c * f->kept_step : initial_row(c, record->c0, p, c->H);
     }
 }
 
@@ -356,8 +360,8 @@ static forward_call forward_call_of(frnn_job *job, const frnn_batch *batch, cons
     c.now_y = space->now_y + own_rows;
     c.y = sequences_of(batch, &args->y, d, d * O, space->y + own, s->first, s->end);
     if (c.keep) c.kept = sequences_of(batch, &args->kept, d, d * record_size, space->kept + own, s->first, s->end);
+    memset(c.zero, 0, (size_t)zero_width(layer, f) * sizeof(real));
     if (record) {
-        memset(c.zero, 0, (size_t)zero_width(layer, f) * sizeof(real));
         for (int i = 0; i < LENGTH(c.at); ++i) c.at[i] = space->at[i] + own_rows;
         c.recorded_y = sequences_of(batch, &record->y, d, d * O, space->first_at[0] + own, s->first, s->end);
         if (f->kept) {
@@ -368,8 +372,8 @@ static forward_call forward_call_of(frnn_job *job, const frnn_batch *batch, cons
     int zero_products = all_zero(c.packed + f->stage[0].zero_times + c.from[0] * VL, (c.to[0] - c.from[0]) * VL);
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t r = p - s->first;
-        c.h[r] = args->h0 ? state_row(args->h0, B, batch, d, p, O) : c.zero;
-        c.c[r] = args->c0 ? state_row(args->c0, B, batch, d, p, H) : c.zero;
+        c.h[r] = initial_row(&c, args->h0, p, O);
+        c.c[r] = initial_row(&c, args->c0, p, H);
         c.record[r] = space->record + (d * B + p) * record_size;
         zero_products = zero_products && (!args->h0 || all_zero(c.h[r], O));
     }
@@ -413,8 +417,7 @@ static void last_states(const forward_call *c, const share *s, const forward_spa
     const int64_t B = c->batch->B, H = c->H, O = c->job->layer->output_size, at_c = f->cell.shape.c;
     for (int64_t p = s->first; p < s->end; ++p) {
         const int64_t last = length_at(c->batch, p) - 1;
-        const real *h = args->h0 ? state_row(args->h0, B, c->batch, c->d, p, O) : c->zero;
-        const real *state = args->c0 ? state_row(args->c0, B, c->batch, c->d, p, H) : c->zero;
+        const real *h = initial_row(c, args->h0, p, O), *state = initial_row(c, args->c0, p, H);
         if (last >= 0) h = row_at(&c->y, p, last);
         if (last >= 0 && at_c != NONE) {
             const real *own = space->record + (c->d * B + p) * f->kept * f->kept_step;

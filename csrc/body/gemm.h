@@ -119,19 +119,6 @@ INLINE int64_t to_and_fro(int64_t n, int64_t from, int64_t to, int64_t step) {
     return step % 2 == 0 ? n : from + to - 1 - n;
 }
 
-/* VL vectors of VL lanes, rows into columns: zipping row i with row i + VL/2 rotates the bits of (row, lane) by one, so
- * log2(VL) rounds exchange the two. */
-INLINE void transpose(vec *row) {
-    for (int round = 1; round < VL; round *= 2) {
-        vec next[VL];
-        for (int i = 0; i < VL / 2; ++i) {
-            next[2 * i] = v_zip_lo(row[i], row[i + VL / 2]);
-            next[2 * i + 1] = v_zip_hi(row[i], row[i + VL / 2]);
-        }
-        for (int i = 0; i < VL; ++i) row[i] = next[i];
-    }
-}
-
 /* Asks for n reals that will soon be read or written, out of the hardware's sight since they lie in rows far apart.
  * They come to the second-level cache: the first one is full of the panel that streams through it. */
 INLINE void fetch_ahead(const real *p, int64_t n) {
@@ -164,77 +151,7 @@ INLINE void ask_ahead(lines_ahead *lines, const real *p, int64_t n) {
  * only if caches could not hold them until then. Such writes may come late: a fence ends a worker's part of a call. */
 enum { STREAMED_X = 1 << 21, STREAMED_Y = 1 << 20, STREAMED_RECORD = 3 << 24 };
 
-INLINE int streams(const packing *p, const real *packed) {
-    return packed_size(p) * sizeof(real) >= FAR_WEIGHTS && p->units % VL == 0 && (uintptr_t)packed % LINE_BYTES == 0;
-}
-INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
-    if (stream) {
-        v_stream(p, a);
-    } else {
-        store_upto(p, a, n);
-    }
-}
-
-/* Packs panels [from, to) of a weight matrix w, rows of K, `step` from one to the next: unit j of gate g is row
- * block[g] * units + j. Zero times the weights of each panel goes to a vector of `zero_times`, if that is wanted: it is
- * NaN if any of them is not finite. */
-static void pack_weights(const packing *p, const real *w, int64_t step, const int *block, real *packed, int64_t from,
-                         int64_t to, real *zero_times) {
-    const int stream = sizeof(vec) == LINE_BYTES && streams(p, packed); /* vector by vector: of whole lines alone */
-    for (int64_t panel = from; panel < to; ++panel) {
-        real *out = packed + packed_panel(p, panel);
-        const int vectors = panel_vectors(p, panel), width = column_vectors(p, panel, p->gates) * VL;
-        const int64_t units = panel_units(p, panel);
-        vec zero = v_set1(0);
-        if (width > p->gates * units) memset(out, 0, (size_t)(width * p->K) * sizeof(real));
-        for (int g = 0; g < p->gates; ++g) {
-            for (int u = 0; u < vectors; ++u) {
-                const int64_t unit = (first_vector(p, panel) + u) * VL, column = g * units + u * VL;
-                const int64_t rows = least(VL, p->units - unit);
-                const real *row = w + (block[g] * p->units + unit) * step;
-                const real *next = unit + 2 * VL <= p->units ? row + VL * step : NULL;
-                for (int64_t k = 0; k < p->K; k += VL) {
-                    const int64_t n = least(VL, p->K - k);
-                    vec square[VL];
-                    if (next) fetch_ahead(next + k * VL, n * VL);
-                    for (int i = 0; i < VL; ++i) square[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
-                    for (int i = 0; i < VL; ++i) zero = v_fma(square[i], v_set1(0), zero);
-                    transpose(square);
-                    for (int i = 0; i < n; ++i) {
-                        store_packed(out + (k + i) * width + column, square[i], width - column, stream);
-                    }
-                }
-            }
-        }
-        if (zero_times) v_store(zero_times + panel * VL, zero);
-    }
-}
-
 static const _Alignas(64) real zeros[TILE_VECS * VL];
-
-INLINE void pack_rows(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
-                      real *packed, const int stream) {
-    const int vectors = panel_vectors(p, panel);
-    const int64_t column = first_vector(p, panel) * VL, columns = least(vectors * VL, p->units - column);
-    const int whole = (int)(columns / VL);
-    for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
-        const real *row = (rows ? rows[k] + at : matrix + k * at) + column;
-        if (rows && k + ROWS_AHEAD < K) fetch_ahead(rows[k + ROWS_AHEAD] + at + column, vectors * VL);
-        for (int u = 0; u < whole; ++u) store_packed(packed + u * VL, v_load(row + u * VL), VL, stream);
-        if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
-    }
-}
-
-/* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
- * matrix + k * at. */
-static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
-                       real *packed, int stream) {
-    if (stream) {
-        pack_rows(p, matrix, rows, at, K, panel, packed, 1);
-    } else {
-        pack_rows(p, matrix, rows, at, K, panel, packed, 0);
-    }
-}
 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.

@@ -26,6 +26,11 @@ INLINE real *state_row(const void *states, int64_t B, const frnn_batch *batch, i
     return states ? (real *)states + (d * B + sequence_at(batch, p)) * n : NULL;
 }
 
+/* A state's columns, in whole vectors. */
+INLINE int64_t state_width(const frnn_layer *layer) {
+    return divide_up(most(layer->hidden_size, layer->output_size), VL) * VL;
+}
+
 /* From a row to that of the step read next. */
 INLINE int64_t time_step(const frnn_rows *rows, int d) {
     return d && !rows->in_window ? -rows->time_step : rows->time_step;
@@ -235,11 +240,3 @@ static void *take(arena *a, size_t count, size_t size) {
 }
 INLINE real *take_reals(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real)); }
 INLINE real **take_rows(arena *a, int64_t count) { return take(a, (size_t)count, sizeof(real *)); }
-
-/* Peepholes (3, H) into packed weights, `step` apart and zero from H on. */
-static void pack_peepholes(const real *p, int64_t H, int64_t step, real *packed) {
-    for (int64_t i = 0; i < 3; ++i, packed += step) {
-        memset(packed, 0, (size_t)step * sizeof(real));
-        memcpy(packed, p + i * H, (size_t)H * sizeof(real));
-    }
-}

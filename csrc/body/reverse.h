@@ -88,34 +88,22 @@ static size_t reverse_packed_size(const frnn_layer *layer) {
     return (size_t)(layer->directions * reverse_shape_of(layer).size) * sizeof(real);
 }
 
-/* Packs the panels that fall to this worker of a matrix whose rows are blocks of `height`, taken in the order of
- * block. */
-static void pack_blocks(const packing *p, const real *matrix, const int *block, int64_t height, const frnn_worker *w,
-                        real *packed) {
-    for (int64_t j = part(w->id, w->size, p->panels); j < part(w->id + 1, w->size, p->panels); ++j) {
-        real *out = packed + packed_panel(p, j);
-        for (int64_t g = 0; g * height < p->K; ++g, out += height * panel_vectors(p, j) * VL) {
-            pack_panel(p, matrix + block[g] * height * p->units, NULL, p->units, height, j, out, streams(p, packed));
-        }
-    }
-}
-
 /* The packed weights of a direction: R, then P or what of R the second stage takes, then W and the peepholes. */
 static void reverse_pack(void *argument, const frnn_worker *w) {
-    const frnn_job *job = argument;
+    frnn_job *job = argument;
     const reverse_shape f = reverse_shape_of(job->layer);
     const cell_shape *s = &f.cell.shape;
-    const int64_t H = job->layer->hidden_size;
+    const int64_t H = job->layer->hidden_size, O = job->layer->output_size;
     for (int d = 0; d < job->layer->directions; ++d) {
         const frnn_weights *weights = &job->weights[d];
         real *packed = (real *)job->packed + d * f.size;
-        pack_blocks(&f.stage[0].p, weights->R, s->block + s->h_first, H, w, packed);
+        pack_blocks(job, w, &f.stage[0].p, weights->R, O, s->block + s->h_first, H, packed);
         if (f.projected) {
-            pack_blocks(&f.stage[1].p, weights->P, s->block, f.stage[1].p.K, w, packed + f.stage[1].packed);
+            pack_blocks(job, w, &f.stage[1].p, weights->P, H, s->block, O, packed + f.stage[1].packed);
         } else if (f.stages == 2) {
-            pack_blocks(&f.stage[1].p, weights->R, s->block + s->h, H, w, packed + f.stage[1].packed);
+            pack_blocks(job, w, &f.stage[1].p, weights->R, O, s->block + s->h, H, packed + f.stage[1].packed);
         }
-        pack_blocks(&f.W, weights->W, s->block, H, w, packed + f.W_at);
+        pack_blocks(job, w, &f.W, weights->W, job->layer->input_size, s->block, H, packed + f.W_at);
         if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p_at);
     }
 }
@@ -131,6 +119,7 @@ typedef struct {
     reverse_shape shape;
     share share;
     real *panel; /* of BLOCK_ROWS rows */
+    real *zero;  /* a row that stands for an initial state */
     reverse_rows rows;
     int first;      /* is this the first chunk, which begins the sums? */
     int64_t active; /* how many positions the steps taken so far have reached */
@@ -157,8 +146,8 @@ static void reverse_prepare(const reverse_call *c, int d, const reverse_directio
         sequences_of(c->batch, &record->kept, d, d * c->shape.kept * c->shape.kept_step, v->kept, from, to);
     if (args->dy.data) sequences_of(c->batch, &args->dy, d, d * O, v->dy, from, to);
     for (int64_t p = from; p < to; ++p) {
-        v->h0[p] = end_state(c, record->h0, d, p, O);
-        v->c0[p] = end_state(c, record->c0, d, p, H);
+        v->h0[p] = record->h0 ? end_state(c, record->h0, d, p, O) : c->zero;
+        v->c0[p] = record->c0 ? end_state(c, record->c0, d, p, H) : c->zero;
         if (c->shape.cell.shape.direct) v->direct_rows[p] = v->direct + p * c->shape.p_step;
     }
 }

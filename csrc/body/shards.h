@@ -90,6 +90,7 @@ typedef struct {
 typedef struct {
     reverse_shard shard[SHARDS];
     real *panels;      /* for each worker, a packed panel of BLOCK_ROWS rows */
+    real *zero;        /* for each worker, a row that stands for an initial state */
     reverse_rows rows; /* of each worker */
 } reverse_space;
 
@@ -115,6 +116,7 @@ static reverse_space reverse_space_of(const frnn_layer *layer, const frnn_batch 
         shard->order = take(a, shards > 1 ? (size_t)B : 0, sizeof(int64_t));
     }
     s.panels = take_reals(a, (int64_t)threads * BLOCK_ROWS * TILE_VECS * VL);
+    s.zero = take_reals(a, threads * state_width(layer));
     real ***by_worker[] = {&s.rows.y, &s.rows.h, &s.rows.c, &s.rows.kept, &s.rows.dy, &s.rows.delta};
     for (int i = 0; i < LENGTH(by_worker); ++i) *by_worker[i] = take_rows(a, threads * B);
     return s;
@@ -236,11 +238,14 @@ static void reverse_work(void *argument, const frnn_worker *w) {
     const reverse_rows rows = {space.rows.y + own,    space.rows.h + own,  space.rows.c + own,
                                space.rows.kept + own, space.rows.dy + own, space.rows.delta + own};
     real *panel = space.panels + (int64_t)w->id * BLOCK_ROWS * TILE_VECS * VL;
+    real *zero = space.zero + w->id * state_width(job->layer);
+    memset(zero, 0, (size_t)state_width(job->layer) * sizeof(real));
     frnn_batch parts[SHARDS];
     reverse_call calls[SHARDS];
     for (int i = gang; i < shards; i += gangs) {
         parts[i] = shard_batch(batch, shards, i, space.shard[i].order, member.id == 0);
-        calls[i] = (reverse_call){job, args, job->layer, &parts[i], &member, .panel = panel, .rows = rows};
+        calls[i] =
+            (reverse_call){job, args, job->layer, &parts[i], &member, .panel = panel, .zero = zero, .rows = rows};
         calls[i].sums = sums_of(job->layer, args->gradients, space.shard[i].sums, i);
         calls[i].first = i > 0 || !args->add;
         for (int d = 0; d < job->layer->directions; ++d) { /* a gang has but one chunk at a time */

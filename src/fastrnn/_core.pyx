@@ -52,7 +52,7 @@ def set_isa(name, what="instruction set"):
     chosen = frnn_isa_at(isas().index(name))
 
 
-set_isa(os.environ.get("FASTRNN_ISA") or isas()[0], "FASTRNN_ISA")
+set_isa(os.environ.get("FASTRNN_ISA", "").strip().lower() or isas()[0], "FASTRNN_ISA")
 
 
 def cells():
@@ -276,13 +276,15 @@ cdef class Kernel:
         cdef frnn_pass which = FRNN_BACKWARD if backward else FRNN_FORWARD
         cdef frnn_weights pointers[2]
         cdef frnn_status status
+        cdef list interruption = []
+        cdef frnn_interrupt interrupt = frnn_interrupt(should_stop, <void *>interruption)
         self.weights_of(weights, pointers)
         packed.isa = chosen
         packed.memory = borrow(self.shelf, frnn_packed_size(chosen, &self.layer, which))
         cdef void *data = packed.memory.block.data
         with nogil:
-            status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, data)
-        check(status, [])
+            status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, data, &interrupt)
+        check(status, interruption)
         return packed
 
     cdef int states_of(self, Batch batch, tuple arrays, void **h, void **c) except -1:

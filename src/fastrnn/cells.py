@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from . import checks
 from .initial import Init
 from .layers import Layer
-from .weights import Weights
+from .weights import Weights, gated_shapes
 
 NONLINEARITIES = ("tanh", "relu", "logistic", "identity")
 
@@ -62,8 +62,9 @@ class RNN(Layer):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
         )
 
-    def _parameter_shapes(self, k):
-        return self._gated_shapes(k, 1)
+    @staticmethod
+    def _direction_shapes(options, I):
+        return gated_shapes(options, I, 1)
 
     def _make_engine(self, input_size):
         return self._kernel(f"rnn_{self.nonlinearity}", input_size)
@@ -128,19 +129,21 @@ class LSTM(Layer):
             dtype,
             seed,
             init,
-            output_size=self.proj_size,
             coupled=self.coupled,
         )
 
-    def _parameter_shapes(self, k):
-        shapes = {}
-        gated = self._gated_shapes(k, len(self._gates))
-        for suffix in self._suffixes(k):
-            shapes |= {name: shape for name, shape in gated.items() if name.endswith(suffix)}
-            if self.proj_size:
-                shapes["weight_hr" + suffix] = (self.proj_size, self.hidden_size)
-            if self.peephole:
-                shapes["weight_peep" + suffix] = (3 * self.hidden_size,)
+    @staticmethod
+    def _output_size(options):
+        return options.proj_size or options.hidden_size
+
+    @staticmethod
+    def _direction_shapes(options, I):
+        gates = 4 if options.forget_gate and not options.coupled else 3
+        shapes = gated_shapes(options, I, gates, options.proj_size)
+        if options.proj_size:
+            shapes["weight_hr"] = (options.proj_size, options.hidden_size)
+        if options.peephole:
+            shapes["weight_peep"] = (3 * options.hidden_size,)
         return shapes
 
     def _make_engine(self, input_size):
@@ -182,8 +185,9 @@ class GRU(Layer):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
         )
 
-    def _parameter_shapes(self, k):
-        return self._gated_shapes(k, 3)
+    @staticmethod
+    def _direction_shapes(options, I):
+        return gated_shapes(options, I, 3)
 
     def _make_engine(self, input_size):
         return self._kernel("gru" if self.reset_after else "gru_reset_before", input_size)
@@ -225,8 +229,9 @@ class CEC(Layer):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
         )
 
-    def _parameter_shapes(self, k):
-        return {name: shape for name, shape in self._gated_shapes(k, 1).items() if "_hh" not in name}
+    @staticmethod
+    def _direction_shapes(options, I):
+        return {stem: shape for stem, shape in gated_shapes(options, I, 1).items() if "_hh" not in stem}
 
     def _make_engine(self, input_size):
         return self._kernel(f"cec_{self.nonlinearity}_{self.readout}", input_size)
@@ -269,13 +274,10 @@ class TDNN(Layer):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
         )
 
-    def _parameter_shapes(self, k):
-        shapes = {}
-        for suffix in self._suffixes(k):
-            shapes["weight" + suffix] = (self.hidden_size, len(self.context), self._input_size_of(k))
-            if self.bias:
-                shapes["bias" + suffix] = (self.hidden_size,)
-        return shapes
+    @staticmethod
+    def _direction_shapes(options, I):
+        shapes = {"weight": (options.hidden_size, len(options.context), I)}
+        return shapes | ({"bias": (options.hidden_size,)} if options.bias else {})
 
     def _weights_of(self, k, arrays):
         return tuple(

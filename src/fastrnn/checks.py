@@ -32,6 +32,8 @@ def _is_small_float(dtype):
 
 def array(value, name: str, of: str = "real numbers") -> np.ndarray:
     """``value`` as an array, of whatever type."""
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name}: expected an array of {of}, got one with masked values: fill them, or give lengths")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # of nested lists, or of another library's tensors

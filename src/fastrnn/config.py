@@ -7,6 +7,8 @@ import sys
 
 from . import _core, checks
 
+MOST_THREADS = 256
+
 _chosen: int | None = None
 
 
@@ -16,7 +18,7 @@ def set_num_threads(n: int) -> None:
     Raises TypeError if ``n`` is no integer, ValueError if it is less than 1.
     """
     global _chosen
-    _chosen = min(checks.positive_integer(n, "n"), 256)
+    _chosen = min(checks.positive_integer(n, "n"), MOST_THREADS)
 
 
 def get_num_threads() -> int:

@@ -24,11 +24,12 @@ for: a projection, peepholes, an LSTM without forget gate, another form of the G
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import checks
+from .weights import STEMS, Weights, suffixes
 
 __all__ = ["from_flax", "from_keras", "from_onednn", "from_onnx", "to_flax", "to_keras", "to_onednn", "to_onnx"]
 
@@ -43,18 +44,8 @@ _FLAX_BIASES = {"RNN": ("i",), "LSTM": ("hi", "hf", "hg", "ho"), "GRU": ("ir", "
 _ONEDNN_NAMES = ("weights_layer", "weights_iter", "bias", "weights_peephole", "weights_projection")
 
 
-class _Weights(NamedTuple):
-    """One direction of one layer, each parameter with its rows as (blocks, units); None for what is not there."""
-
-    W: np.ndarray  # (G, H, I)
-    R: np.ndarray  # (G, H, O)
-    b_ih: np.ndarray | None = None  # (G, H)
-    b_hh: np.ndarray | None = None  # (G, H)
-    P: np.ndarray | None = None  # (1, O, H), the projection
-    p: np.ndarray | None = None  # (3, H), the peepholes i, f, o
-
-
-_STEMS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")  # of these, in a state dict
+# Between formats one direction of a level is a Weights whose rows are (blocks, units): W (G, H, I), R (G, H, O), biases
+# (G, H), P (1, O, H), peepholes (3, H).
 
 
 def _flax_name(letter, gate):
@@ -99,7 +90,7 @@ def from_keras(
             H = len(R)
             R = _array(R, f"{name}[{first + 1}] (recurrent_kernel)", (H, G * H))
             W = _array(arrays[first], f"{name}[{first}] (kernel)", (None, G * H))
-            w = _Weights(W.T.reshape(G, H, len(W)), R.T.reshape(G, H, H))
+            w = Weights(W.T.reshape(G, H, len(W)), R.T.reshape(G, H, H))
             if n % 3 == 0:
                 shape = (2, G * H) if two_biases else (G * H,)
                 b = _array(arrays[first + 2], f"{name}[{first + 2}] (bias)", shape).reshape(-1, G, H)
@@ -144,7 +135,7 @@ def from_onnx(nodes: Iterable[Mapping[str, np.ndarray]], cell: str, *, coupled: 
         D, _, H = R.shape
         R = _array(R, f"{name}['R']", (D, G * H, H))
         W = _array(node["W"], f"{name}['W']", (D, G * H, None))
-        directions = [_Weights(W[d].reshape(G, H, -1), R[d].reshape(G, H, H)) for d in range(D)]
+        directions = [Weights(W[d].reshape(G, H, -1), R[d].reshape(G, H, H)) for d in range(D)]
         if "B" in node:
             B = _array(node["B"], f"{name}['B']", (D, 2 * G * H)).reshape(D, 2, G, H)
             directions = [w._replace(b_ih=b[0], b_hh=b[1]) for w, b in zip(directions, B, strict=True)]
@@ -200,7 +191,7 @@ def from_flax(layers: Iterable[Sequence[Mapping[str, Any]]], cell: str) -> dict[
             W = np.stack([leaf(part, "kernel", (I, H)).T for part in names[0]])
             R = np.stack([leaf(part, "kernel", (H, H)).T for part in names[1]])
             b = np.stack([leaf(part, "bias", (H,)) for part in _FLAX_BIASES[cell]])
-            directions.append(_Weights(W, R, *_two_biases(b, G)))
+            directions.append(Weights(W, R, *_two_biases(b, G)))
         stack.append(directions)
     return _join(stack, cell, _FLAX, "layers")
 
@@ -251,7 +242,7 @@ def from_onednn(
         )
         stack.append(
             [
-                _Weights(
+                Weights(
                     W[d].transpose(1, 2, 0),
                     R[d].transpose(1, 2, 0),
                     *_two_biases(b[d], G),
@@ -275,7 +266,7 @@ def _gates(cell, coupled=False):
     return "igo" if coupled else _OURS[cell]
 
 
-def _split(state_dict, cell, order, coupled=False) -> list[list[_Weights]]:
+def _split(state_dict, cell, order, coupled=False) -> list[list[Weights]]:
     """The directions of the layers of a state dict, with the gates in the order of a format."""
     gates = _gates(cell, coupled)
     rest = dict(checks.mapping(state_dict, "state_dict", "names to arrays"))
@@ -303,11 +294,11 @@ def _split(state_dict, cell, order, coupled=False) -> list[list[_Weights]]:
     while not layers or f"weight_ih_l{len(layers)}" in rest:
         shapes = ((G, H, I), (G, H, O), (G, H), (G, H), (1, O, H), (3, H))
         directions = []
-        for suffix in (f"_l{len(layers)}", f"_l{len(layers)}_reverse")[:D]:
+        for suffix in suffixes(len(layers), D == 2):
             arrays = [
-                take(stem + suffix, shape) if stem in held else None for stem, shape in zip(_STEMS, shapes, strict=True)
+                take(stem + suffix, shape) if stem in held else None for stem, shape in zip(STEMS, shapes, strict=True)
             ]
-            directions.append(_in_order(_Weights(*arrays), gates, order[cell]))
+            directions.append(_in_order(Weights(*arrays), gates, order[cell]))
         layers.append(directions)
         I = D * O
     if rest:
@@ -326,12 +317,12 @@ def _join(layers, cell, order, what, coupled=False) -> dict[str, np.ndarray]:
         if len(directions) not in (1, 2) or len(directions) != D:
             wanted = D if D in (1, 2) else "1 or 2"
             raise ValueError(f"{what}[{k}]: expected directions: {wanted}, got {len(directions)}")
-        for w, suffix in zip(directions, (f"_l{k}", f"_l{k}_reverse"), strict=False):
-            shapes = {stem: a.shape for stem, a in zip(_STEMS, w, strict=True) if a is not None}
+        for w, suffix in zip(directions, suffixes(k, D == 2), strict=True):
+            shapes = {stem: a.shape for stem, a in zip(STEMS, w, strict=True) if a is not None}
             expected = expected or shapes
             if shapes != expected:
                 raise ValueError(f"{what}[{k}]: expected shapes (of parts of) {expected}, got {shapes}")
-            for stem, a in zip(_STEMS, _in_order(w, order[cell], gates), strict=True):
+            for stem, a in zip(STEMS, _in_order(w, order[cell], gates), strict=True):
                 if a is not None:
                     state_dict[stem + suffix] = np.array(a.reshape(-1, *a.shape[2:]), order="C")
         G, H, O = expected["weight_hh"]
@@ -342,7 +333,7 @@ def _join(layers, cell, order, what, coupled=False) -> dict[str, np.ndarray]:
 # ---- Biases and gates. ----
 
 
-def _one_bias(w: _Weights, and_of_n=False) -> np.ndarray:
+def _one_bias(w: Weights, and_of_n=False) -> np.ndarray:
     """b_ih + b_hh, (G, H). With ``and_of_n``, (G + 1, H): b_ih and b_hh of the last gate stand side by side, which is
     n = tanh(W x + b_ih + r * (R h + b_hh)) in every order of the GRU's."""
     if w.b_ih is None:
@@ -361,7 +352,7 @@ def _two_biases(bias: np.ndarray | None, G: int) -> tuple[np.ndarray | None, np.
     return bias[:G], b_hh
 
 
-def _in_order(w: _Weights, given: str, wanted: str) -> _Weights:
+def _in_order(w: Weights, given: str, wanted: str) -> Weights:
     arrays = {name: getattr(w, name) for name in ("W", "R", "b_ih", "b_hh")}
     return w._replace(**{name: _reorder(a, given, wanted) for name, a in arrays.items() if a is not None})
 

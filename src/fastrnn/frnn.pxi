@@ -85,7 +85,7 @@ cdef extern from "fastrnn.h" nogil:
     int frnn_processors()
     size_t frnn_packed_size(const frnn_isa *isa, const frnn_layer *layer, frnn_pass which)
     frnn_status frnn_pack(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass which,
-                          const frnn_weights *weights, void *packed)
+                          const frnn_weights *weights, void *packed, const frnn_interrupt *interrupt)
     size_t frnn_workspace_size(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                                frnn_pass which)
     frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,

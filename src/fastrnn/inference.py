@@ -92,5 +92,16 @@ class Frozen(Inference):
     def _prepared(self, k, threads):
         return self._packed[k]
 
+    # Nothing of it changes, so that it is its own copy; and it is of use on this processor alone.
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a frozen layer cannot be pickled: pickle the layer, and freeze what comes of it")
+
     def __repr__(self):
         return f"{self._layer!r}.frozen()"

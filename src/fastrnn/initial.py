@@ -14,6 +14,8 @@ Init = str | Iterable[str] | Mapping[str, float] | None
 
 _NAMES = ("identity", "orthogonal", "forget_bias", "chrono")
 
+_AT_ONCE = 2**20  # numbers drawn at a time, so that Ctrl-C need not wait for all of them
+
 # The gates of a cell, in the order of the parameters, by how many there are.
 _GATES = {"RNN": {1: "h"}, "LSTM": {3: "igo", 4: "ifgo"}, "GRU": {3: "rzn"}}
 
@@ -70,7 +72,10 @@ def initialise(
 
     bound = 1 / math.sqrt(hidden_size)
     for param in params.values():
-        param[...] = rng.uniform(-bound, bound, param.shape).astype(param.dtype)
+        rows = max(1, _AT_ONCE * len(param) // max(1, param.size))
+        for begin in range(0, len(param), rows):
+            part = param[begin : begin + rows]
+            part[...] = rng.uniform(-bound, bound, part.shape)
 
     # By gate: weight_hh as (G, H, O), biases as (G, H).
     R, b_ih, b_hh = (

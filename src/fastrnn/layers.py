@@ -20,8 +20,8 @@ from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
 from .memory import memory_available
-from .tape import Level, Tape, least_memory, window_begins
-from .weights import Parameters, Weights, names_of
+from .tape import Level, Tape, least_memory, training_bytes, window_begins
+from .weights import STEMS, Parameters, Weights, suffixes
 
 _MOST_LAYERS = 2**16  # far beyond any use; each has objects of its own, however few its parameters
 
@@ -47,7 +47,6 @@ class Layer(Inference):
         dtype,
         seed,
         init,
-        output_size=None,
         coupled=False,
     ):
         self.input_size = checks.positive_integer(input_size, "input_size")
@@ -61,7 +60,7 @@ class Layer(Inference):
         self.bidirectional = checks.flag(bidirectional, "bidirectional")
         self.num_directions = 2 if self.bidirectional else 1
         self.dtype = checks.real_dtype(dtype, "dtype")
-        self._state_widths = {"h": output_size or self.hidden_size, "c": self.hidden_size}
+        self._state_widths = {"h": self._output_size(self), "c": self.hidden_size}
         self._output_width = self.num_directions * self._state_widths["h"]
         rng = checks.random_generator(seed, "seed")
         self._params = Parameters(
@@ -80,11 +79,22 @@ class Layer(Inference):
 
     def _build(self):
         """What calls use beside the options and the parameters."""
-        self._weight_names = [[names_of(suffix) for suffix in self._suffixes(k)] for k in range(self.num_layers)]
+        levels = range(self.num_layers)
+        self._weight_names = [[[stem + suffix for stem in STEMS] for suffix in self._suffixes(k)] for k in levels]
         self._weights = [self._weights_of(k, self.params) for k in range(self.num_layers)]
         self._engines = [self._make_engine(self._input_size_of(k)) for k in range(self.num_layers)]
         self._engine_of = {name: engine for k, engine in enumerate(self._engines) for name in self._parameter_shapes(k)}
         self._zero_states = None, ()  # those of the last batch size, which calls only read
+
+    @classmethod
+    @functools.cache
+    def _fixed(cls):
+        return {*inspect.signature(cls._kind()).parameters, "num_directions"} - {"dropout", "seed", "init"}
+
+    def __setattr__(self, name, value):
+        if name in self._fixed() and "_engines" in vars(self):
+            raise AttributeError(f"{name}: an option of a layer that is made stays as it is, got {value!r}")
+        super().__setattr__(name, value)
 
     @property
     def dropout(self) -> float:
@@ -114,23 +124,29 @@ class Layer(Inference):
         """The layer that this class is, or that it extends: RNN, LSTM, ..."""
         return next(base for base in cls.__mro__ if Layer in base.__bases__)
 
+    # What the parameters are, from the options alone: those of a layer, or an object that has them by name.
+
+    @staticmethod
+    def _output_size(options):
+        """The outputs of one direction."""
+        return options.hidden_size
+
+    @staticmethod
+    def _direction_shapes(options, I):
+        """By stem, the shapes of the parameters of one direction of a level that reads I inputs."""
+        raise NotImplementedError
+
     # Parameters of layer k, and as its engine takes them.
 
     def _suffixes(self, k):
-        return (f"_l{k}", f"_l{k}_reverse")[: self.num_directions]
+        return suffixes(k, self.bidirectional)
+
+    def _parameter_shapes(self, k):
+        shapes = self._direction_shapes(self, self._input_size_of(k))
+        return {stem + suffix: shape for suffix in self._suffixes(k) for stem, shape in shapes.items()}
 
     def _input_size_of(self, k):
         return self.input_size if k == 0 else self._output_width
-
-    def _gated_shapes(self, k, gates):
-        """The parameters of gates on W x + b_ih + R h + b_hh."""
-        rows, shapes = gates * self.hidden_size, {}
-        for suffix in self._suffixes(k):
-            shapes["weight_ih" + suffix] = (rows, self._input_size_of(k))
-            shapes["weight_hh" + suffix] = (rows, self._state_widths["h"])
-            if self.bias:
-                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
-        return shapes
 
     def _weights_of(self, k, arrays):
         return tuple([Weights(*map(arrays.get, names)) for names in self._weight_names[k]])
@@ -316,30 +332,12 @@ class Layer(Inference):
 
     def training_memory(self, T: int, B: int, *, checkpoint_every: int | None = None) -> int:
         """Bytes that ``forward`` and ``backward`` of B sequences of T steps take at most, beside x and dy: the outputs,
-        the tape, the gradients, packed weights and workspaces, with the present number of threads."""
+        the tape, the gradients, packed weights and workspaces, with the present number of threads. (Where the system
+        has large pages, what an array leaves of its last one is lost.)"""
         T, B = checks.integer_at_least(T, "T", 0), checks.integer_at_least(B, "B", 0)
         checks.addressable((T, B), "T, B")
-        batch, threads = _core.Batch(T, B), config.get_num_threads()
-        every = self._checkpoint_interval(checkpoint_every, None, batch)
-        D, L = self.num_directions, self.num_layers
-        rows = T * B
-        state = D * B * sum(self._state_widths[part] for part in self._states)
-        reals, extra = rows * self._output_width + sum(value.size for value in self.params.values()), 0
-        for k, engine in enumerate(self._engines):
-            record, dropped = self._kept_width(engine) + self._output_width, k > 0 and self.dropout > 0
-            begins = [0] if every is None else window_begins(engine, batch, every)
-            steps = max(end - begin for begin, end in zip(begins, [*begins[1:], T], strict=True))
-            packed, workspaces = engine.sizes(batch if every is None else batch.window(0, steps), threads)
-            extra += sum(packed) + sum(workspaces)
-            # Its input, the masks of it and its gradient; an engine's memory is its own, though used at another time.
-            reals += rows * self._input_size_of(k) * (2 + dropped)
-            # At the begins; after the last step or a window, and the gradients.
-            reals += state * (len(begins) + 3)
-            if every is not None:
-                reals += steps * B * record
-            else:  # the output is the input of the next layer, if nothing of it is dropped
-                reals += rows * (record - (self._output_width if k < L - 1 and self.dropout == 0 else 0))
-        return extra + reals * self.dtype.itemsize
+        every = self._checkpoint_interval(checkpoint_every, None, _core.Batch(T, B))
+        return training_bytes(self, T, B, every)
 
     def backward(
         self, tape: Tape, dy: ArrayLike | None = None, dstate: State = None, *, clip_step: float | None = None

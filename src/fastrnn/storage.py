@@ -9,14 +9,17 @@ hostile file cannot ask for more memory than it has bytes.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 
 from . import checks
+from .weights import suffixes
 
 _KEY = "fastrnn"
 _VERSION = 1
@@ -60,8 +63,11 @@ def write(path, about: dict, arrays: dict[str, np.ndarray], names_in: Callable[.
     temporary = os.path.join(os.path.dirname(path), f".{secrets.token_hex(16)}.tmp")
     try:
         # The permissions of the file that is replaced, or of any new one.
-        with open(temporary, "xb") as file:
-            mode = os.stat(path if os.path.exists(path) else temporary).st_mode & 0o777
+        try:
+            with open(temporary, "xb"):
+                mode = os.stat(path if os.path.exists(path) else temporary).st_mode & 0o777
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
         try:
             safetensors.numpy.save_file(arrays, temporary, {_KEY: header})
         except safetensors.SafetensorError as error:
@@ -154,51 +160,39 @@ def parameter_shapes(class_name: str, options: dict) -> Iterator[tuple[str, tupl
 
     Raises ValueError naming the option that is wrong.
     """
-    if class_name not in ("RNN", "LSTM", "GRU", "CEC", "TDNN"):
-        raise ValueError(f"class: expected RNN, LSTM, GRU, CEC or TDNN, got {class_name!r}")
+    from . import cells  # whose layers are stored here
+
+    kinds = {name: kind for name, kind in vars(cells).items() if cells.Layer in getattr(kind, "__bases__", ())}
+    if not isinstance(class_name, str) or class_name not in kinds:
+        raise ValueError(f"class: expected one of {', '.join(kinds)}, got {class_name!r}")
     if not isinstance(options, dict):
         raise ValueError(f"options: expected an object, got {type(options).__name__}")
-
-    def size(name, default=None):
-        return checks.positive_integer(options.get(name, default), name)
-
-    def flag(name, default):
-        return checks.flag(options.get(name, default), name)
-
+    kind = kinds[class_name]
     try:
-        I, H, L = size("input_size"), size("hidden_size"), size("num_layers", 1)
-        D, bias = 1 + flag("bidirectional", False), flag("bias", True)
-        O, projected, peephole = H, False, False
-        if class_name == "LSTM":
-            G = 3 if flag("coupled", False) or not flag("forget_gate", True) else 4
-            peephole = flag("peephole", False)
-            if options.get("proj_size", 0) != 0:
-                O, projected = size("proj_size"), True
-        elif class_name == "TDNN":
-            context = options.get("context", (-2, -1, 0, 1, 2))
-            if not isinstance(context, (list, tuple)):
-                raise ValueError(f"context: expected a list, got {context!r}")
-        else:
-            G = 3 if class_name == "GRU" else 1
+        given = SimpleNamespace(**dict(_checked_options(kind, options)))
     except TypeError as error:
         raise ValueError(str(error)) from None
+    I = given.input_size
+    for k in range(given.num_layers):
+        names = suffixes(k, given.bidirectional)
+        for suffix in names:
+            for stem, shape in kind._direction_shapes(given, I).items():
+                yield stem + suffix, shape
+        I = len(names) * kind._output_size(given)
 
-    for k in range(L):
-        for suffix in (f"_l{k}", f"_l{k}_reverse")[:D]:
-            if class_name == "TDNN":
-                yield "weight" + suffix, (H, len(context), I)
-                if bias:
-                    yield "bias" + suffix, (H,)
-                continue
-            yield "weight_ih" + suffix, (G * H, I)
-            if class_name != "CEC":
-                yield "weight_hh" + suffix, (G * H, O)
-            if bias:
-                yield "bias_ih" + suffix, (G * H,)
-                if class_name != "CEC":
-                    yield "bias_hh" + suffix, (G * H,)
-            if projected:
-                yield "weight_hr" + suffix, (O, H)
-            if peephole:
-                yield "weight_peep" + suffix, (3 * H,)
-        I = D * O
+
+def _checked_options(kind, options):
+    """The options of a layer of that kind, those that are not given by default: sizes and flags are what they should
+    be, so that they can be reckoned with."""
+    for name, parameter in inspect.signature(kind).parameters.items():
+        default = parameter.default
+        value = options.get(name, None if default is parameter.empty else default)
+        if name in ("input_size", "hidden_size", "num_layers"):
+            value = checks.positive_integer(value, name)
+        elif name == "proj_size":
+            value = checks.integer_at_least(value, name, 0)
+        elif isinstance(default, bool):
+            value = checks.flag(value, name)
+        elif isinstance(default, tuple) and not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name}: expected a list, got {value!r}")
+        yield name, value

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core
+from . import _core, config
 
 
 class Record(NamedTuple):
@@ -113,6 +113,15 @@ class Tape:
         direction block by block, in the order of the rows of ``weight_ih``."""
         return self._columns("gates", self._layer._gates, 0, len(self._layer._gates))
 
+    def __copy__(self):  # nothing of it changes
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a tape cannot be pickled: it belongs to the layer whose forward made it")
+
     def _records(self):
         return [level.record(self._batch, self._threads) for level in self._levels]
 
@@ -151,3 +160,28 @@ def window_begins(engine, batch, every):
 def least_memory(T, state, step):
     """The k at which T/k states and the record of k steps take least: sqrt(T state / step)."""
     return max(1, min(T, math.isqrt(max(1, T * state // max(1, step)))))
+
+
+def training_bytes(layer, T, B, every):
+    """Bytes that a training step of B sequences of T steps takes at most, with checkpoints ``every`` so many steps or
+    None."""
+    batch, threads = _core.Batch(T, B), config.get_num_threads()
+    D, L = layer.num_directions, layer.num_layers
+    rows = T * B
+    state = D * B * sum(layer._state_widths[part] for part in layer._states)
+    reals, extra = rows * layer._output_width + sum(value.size for value in layer.params.values()), 0
+    for k, engine in enumerate(layer._engines):
+        record, dropped = layer._kept_width(engine) + layer._output_width, k > 0 and layer.dropout > 0
+        begins = [0] if every is None else window_begins(engine, batch, every)
+        steps = max(end - begin for begin, end in zip(begins, [*begins[1:], T], strict=True))
+        packed, workspaces = engine.sizes(batch if every is None else batch.window(0, steps), threads)
+        extra += sum(packed) + sum(workspaces)
+        # Its input, the masks of it and its gradient; an engine's memory is its own, though used at another time.
+        reals += rows * layer._input_size_of(k) * (2 + dropped)
+        # At the begins; after the last step or a window, and the gradients.
+        reals += state * (len(begins) + 3)
+        if every is not None:
+            reals += steps * B * record
+        else:  # the output is the input of the next layer, if nothing of it is dropped
+            reals += rows * (record - (layer._output_width if k < L - 1 and layer.dropout == 0 else 0))
+    return extra + reals * layer.dtype.itemsize

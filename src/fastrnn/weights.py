@@ -18,10 +18,20 @@ class Weights(NamedTuple):
     p: np.ndarray | None = None  #: (3*H,), the peepholes of i, f, o
 
 
-def names_of(suffix):
-    """The names of the parameters of one direction of one level, in the order of Weights."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")
-    return [name + suffix for name in names]
+#: What the parameters of one direction of one level are called, in the order of Weights, before the suffix.
+STEMS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peep")
+
+
+def suffixes(k, bidirectional):
+    """What ends the names of level k's parameters, direction by direction."""
+    return (f"_l{k}", f"_l{k}_reverse") if bidirectional else (f"_l{k}",)
+
+
+def gated_shapes(options, I, gates, outputs=None):
+    """The parameters of ``gates`` gates on W x + b_ih + R h + b_hh, h of that many ``outputs`` (None: H), by stem."""
+    rows = gates * options.hidden_size
+    shapes = {"weight_ih": (rows, I), "weight_hh": (rows, outputs or options.hidden_size)}
+    return shapes | ({"bias_ih": (rows,), "bias_hh": (rows,)} if options.bias else {})
 
 
 class Parameters(dict):
@@ -31,6 +41,8 @@ class Parameters(dict):
     def _checked(self, name, value):
         if name not in self:
             raise KeyError(f"params: expected one of {', '.join(self)}, got {name!r}")
+        if not self[name].flags.writeable:
+            raise ValueError(f"{name}: expected a parameter that can be changed in place, but it is read-only")
         return checks.shaped_array(value, name, self[name].shape, self[name].dtype)
 
     def __setitem__(self, name, value):

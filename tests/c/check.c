@@ -11,12 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "fastrnn.h"
-
-typedef struct {
-    int64_t T, B, I, H;
-    int directions, lengths, ragged;
-} shape;
+#include "calls.h"
 
 static const shape shapes[] = {
     {0, 2, 3, 4, 1, 0, 0},     {1, 1, 1, 1, 1, 0, 0},      {7, 0, 3, 5, 2, 0, 0},    {5, 3, 17, 33, 2, 0, 0},
@@ -24,99 +19,6 @@ static const shape shapes[] = {
     {3, 300, 4, 9, 2, 1, 1},   {12, 2, 130, 257, 1, 0, 0}, {300, 1, 3, 20, 1, 1, 0}, {5, 1, 64, 512, 1, 0, 0},
     {20, 5, 24, 130, 1, 0, 0}, {200, 7, 24, 48, 2, 0, 0},  {99, 17, 9, 20, 1, 0, 0}, {200, 40, 5, 18, 2, 1, 1},
 };
-
-static uint64_t state;
-
-static double uniform(void) { /* in [-1, 1), the same on every machine */
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (double)(int64_t)(state >> 11) * 0x1p-52 - 1.0;
-}
-
-static void *filled(frnn_dtype dtype, int64_t count, double scale) {
-    void *data = malloc((size_t)count * (dtype == FRNN_F32 ? 4 : 8) + (count == 0));
-    if (!data) abort();
-    for (int64_t i = 0; i < count; ++i) {
-        const double value = scale > 0 ? uniform() * scale : 0;
-        if (dtype == FRNN_F32) {
-            ((float *)data)[i] = (float)value;
-        } else {
-            ((double *)data)[i] = value;
-        }
-    }
-    return data;
-}
-
-static double at(frnn_dtype dtype, const void *data, int64_t i) {
-    return dtype == FRNN_F32 ? (double)((const float *)data)[i] : ((const double *)data)[i];
-}
-
-enum { OUTPUTS = 28 };
-
-/* All results of one call, forward and backward. */
-typedef struct {
-    void *data[OUTPUTS];
-    int64_t count[OUTPUTS];
-    int n;
-} results;
-
-static void *output(results *r, frnn_dtype dtype, int64_t count) {
-    r->count[r->n] = count;
-    return r->data[r->n++] = filled(dtype, count, 0);
-}
-
-static void release(results *r) {
-    for (int i = 0; i < r->n; ++i) free(r->data[i]);
-}
-
-static frnn_rows rows_of(void *data, const shape *s, int64_t width, const int64_t *starts) {
-    frnn_rows rows = {.data = data, .time_step = s->B * width, .sequence_step = width};
-    if (starts) rows = (frnn_rows){.data = data, .time_step = width, .starts = starts};
-    return rows;
-}
-
-static void *aligned(size_t size) {
-    void *data = aligned_alloc(64, (size + 64) / 64 * 64);
-    if (!data) abort();
-    return data;
-}
-
-static void *packed(const frnn_isa *isa, int threads, const frnn_layer *layer, frnn_pass pass,
-                    const frnn_weights weights[]) {
-    const size_t size = frnn_packed_size(isa, layer, pass);
-    void *data = aligned(size), *other = aligned(size);
-    memset(data, 1, size);
-    memset(other, 2, size);
-    if (frnn_pack(isa, threads, layer, pass, weights, data) != FRNN_OK) abort();
-    if (frnn_pack(isa, threads, layer, pass, weights, other) != FRNN_OK) abort();
-    if (memcmp(data, other, size) != 0) abort(); /* every byte of it is written */
-    free(other);
-    return data;
-}
-
-/* The places of a layer's weights in one direction, each filled by fill(..., count, scale). */
-static frnn_weights weights_of(const frnn_layer *layer, int d, results *r) {
-    const frnn_shape shape = frnn_layer_shape(layer);
-    const int64_t I = layer->input_size * (layer->contexts ? layer->contexts : 1), H = layer->hidden_size;
-    const int64_t O = layer->output_size, GH = shape.gates * H;
-    const int64_t counts[] = {
-        GH * I, shape.R ? GH * O : 0, GH, shape.R && d == 0 ? GH : 0, O < H ? O * H : 0, shape.peephole ? 3 * H : 0};
-    void *data[6];
-    for (int i = 0; i < 6; ++i) {
-        data[i] = NULL;
-        if (counts[i] == 0) continue;
-        data[i] = r ? output(r, layer->dtype, counts[i]) : filled(layer->dtype, counts[i], 1 / sqrt((double)H));
-    }
-    return (frnn_weights){data[0], data[1], data[2], data[3], data[4], data[5]};
-}
-
-static int64_t bytes_of(frnn_dtype dtype, int64_t count) { return count * (dtype == FRNN_F32 ? 4 : 8); }
-
-static void must_equal(frnn_dtype dtype, const void *a, const void *b, int64_t count, const char *what) {
-    if (count > 0 && memcmp(a, b, (size_t)bytes_of(dtype, count)) != 0) {
-        printf("%s is not what it should be\n", what);
-        exit(1);
-    }
-}
 
 /* A recurrent layer once more from checkpoints: states at the begins of windows, then each window's record anew and its
  * part of the gradients, from the last one to the first. All bits must be those of one call, which is described by the
@@ -246,6 +148,50 @@ static void check_added(const frnn_isa *isa, int threads, const frnn_layer *laye
     free(backward.dx.data);
 }
 
+/* Without initial states the results are those with zeros. */
+static void check_no_states(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
+                            frnn_forward_args forward, frnn_backward_args backward, int64_t rows) {
+    enum { RESULTS = 4 };
+    const frnn_dtype dtype = layer->dtype;
+    const frnn_shape of = frnn_layer_shape(layer);
+    const int64_t D = layer->directions, I = layer->input_size, O = layer->output_size;
+    const int64_t h_count = of.h ? D * batch->B * O : 0, c_count = of.c ? D * batch->B * layer->hidden_size : 0;
+    const int64_t counts[RESULTS] = {rows * D * O, rows * I, rows * D * O, h_count};
+    void *h0 = filled(dtype, h_count, 0), *c0 = filled(dtype, c_count, 0), *got[2][RESULTS];
+    void *kept = filled(dtype, rows * D * of.kept * of.kept_step, 0);
+    results sums[2] = {{.n = 0}, {.n = 0}};
+    forward.hT = forward.cT = forward.x_copy = forward.y_copy = backward.dc0 = NULL;
+    if (of.kept) forward.kept.data = backward.record.kept.data = kept;
+    for (int i = 0; i < 2; ++i) {
+        frnn_weights gradients[2];
+        for (int d = 0; d < D; ++d) gradients[d] = weights_of(layer, d, &sums[i]);
+        for (int k = 0; k < RESULTS; ++k) got[i][k] = filled(dtype, counts[k], 0);
+        forward.h0 = backward.record.h0 = i && h_count ? h0 : NULL;
+        forward.c0 = backward.record.c0 = i && c_count ? c0 : NULL;
+        forward.y.data = backward.record.y.data = got[i][0];
+        backward.dx.data = got[i][1];
+        backward.dh0 = h_count ? got[i][3] : NULL;
+        backward.gradients = gradients;
+        if (frnn_forward(isa, threads, layer, batch, &forward) != FRNN_OK) abort();
+        if (frnn_backward(isa, threads, layer, batch, &backward) != FRNN_OK) abort();
+        frnn_forward_args tangents = {.packed = forward.packed, .workspace = forward.workspace, .x = forward.x};
+        tangents.y = forward.y;
+        tangents.y.data = got[i][2];
+        if (frnn_jvp(isa, threads, layer, batch, &backward.record, &tangents) != FRNN_OK) abort();
+    }
+    for (int k = 0; k < RESULTS; ++k)
+        must_equal(dtype, got[1][k], got[0][k], counts[k], "without initial states, a result");
+    for (int k = 0; k < sums[0].n; ++k) {
+        must_equal(dtype, sums[1].data[k], sums[0].data[k], sums[0].count[k], "without initial states, a gradient");
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int k = 0; k < RESULTS; ++k) free(got[i][k]);
+        release(&sums[i]);
+    }
+    void *spaces[] = {h0, c0, kept};
+    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; ++i) free(spaces[i]);
+}
+
 static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project, const shape *s, int threads) {
     static const int64_t context[] = {-2, 0, 3};
     const int64_t D = s->directions;
@@ -322,6 +268,7 @@ static results run(const frnn_isa *isa, frnn_dtype dtype, int cell, int project,
     if (frnn_backward(isa, threads, &layer, &batch, &backward) != FRNN_OK) abort();
     if (!layer.contexts) check_windows(isa, threads, &layer, &batch, forward, backward, rows);
     check_added(isa, threads, &layer, &batch, backward, rows);
+    if (!layer.contexts) check_no_states(isa, threads, &layer, &batch, forward, backward, rows);
 
     /* Tangents: dy stands for those of y, the gradients' arrays for directions. */
     frnn_forward_args tangents = {.packed = forward.packed, .h0 = dhT, .c0 = dcT, .workspace = forward.workspace};
@@ -443,8 +390,48 @@ static int steps_differ(void) {
     return differ;
 }
 
+static int stop(void *asked) {
+    ++*(int *)asked;
+    return 1;
+}
+
+static double milliseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+}
+
+/* To pack large weights can take long, and then ends when it is told to. */
+static int packing_goes_on(void) {
+    enum { SIZE = 2000, LONG = 80 /* ms */ };
+    int slowest = 0, wrong = 0, asked = 0;
+    while (frnn_isa_at(slowest + 1)) ++slowest;
+    const frnn_isa *isa = frnn_isa_at(slowest);
+    frnn_layer layer = {0, FRNN_F32, 1, SIZE, SIZE, SIZE, NULL, 0};
+    while (strcmp(frnn_cell_name(layer.cell), "lstm") != 0) ++layer.cell;
+    const frnn_weights weights = weights_of(&layer, 0, NULL);
+    const frnn_interrupt interrupt = {stop, &asked};
+    for (frnn_pass pass = FRNN_FORWARD; pass <= FRNN_BACKWARD; ++pass) {
+        void *ready = aligned(frnn_packed_size(isa, &layer, pass));
+        double took = 0;
+        for (int cold = 1; cold >= 0; --cold) {
+            took = milliseconds();
+            wrong += frnn_pack(isa, 1, &layer, pass, &weights, ready, NULL) != FRNN_OK;
+            took = milliseconds() - took;
+        }
+        asked = 0;
+        const frnn_status status = frnn_pack(isa, 1, &layer, pass, &weights, ready, &interrupt);
+        wrong += status != (asked ? FRNN_STOPPED : FRNN_OK) || asked > 1 || (asked == 0 && took > LONG);
+        free(ready);
+    }
+    if (wrong) puts("packing goes on when it is told to stop");
+    const void *arrays[] = {weights.W, weights.R, weights.b_ih, weights.b_hh};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; ++i) free((void *)arrays[i]);
+    return wrong;
+}
+
 int main(void) {
-    int passed = 0, failed = steps_differ();
+    int passed = 0, failed = steps_differ() + packing_goes_on();
     passed += !failed;
     uint64_t sum = 14695981039346656037u;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {

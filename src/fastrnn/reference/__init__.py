@@ -4,6 +4,8 @@ Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed change
 of NumPy: ``set_num_threads`` acts on the kernels alone.
 """
 
+import sys
+
 from .. import convert, initial, train
 from .._core import version as __version__
 from ..bptt import BPTT, bptt
@@ -37,3 +39,7 @@ __all__ = [
     "show_config",
     "train",
 ]
+
+for _name in list(sys.modules):  # to be imported by their names here as well
+    if any(f"{_name}.".startswith(f"{module.__name__}.") for module in (convert, initial, train)):
+        sys.modules[_name.replace(__package__.rpartition(".")[0], __package__, 1)] = sys.modules[_name]

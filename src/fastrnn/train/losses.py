@@ -115,6 +115,7 @@ def _mean_squared_error(y, targets):
 
 def _floating(values, name):
     dtype = getattr(values, "dtype", None)
+    dtype = dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
     return checks.real_array(values, name, np.dtype(dtype if dtype in (np.float32, np.float64) else np.float64))
 
 

@@ -20,7 +20,8 @@ int main(void) {
 
     void *packed = block(frnn_packed_size(isa, &layer, FRNN_FORWARD));
     void *workspace = block(frnn_workspace_size(isa, threads, &layer, &batch, FRNN_FORWARD));
-    if (!packed || !workspace || frnn_pack(isa, threads, &layer, FRNN_FORWARD, &weights, packed) != FRNN_OK) return 2;
+    if (!packed || !workspace || frnn_pack(isa, threads, &layer, FRNN_FORWARD, &weights, packed, NULL) != FRNN_OK)
+        return 2;
     const frnn_forward_args args = {.packed = packed,
                                     .workspace = workspace,
                                     .x = {.data = (void *)x, .time_step = 1, .sequence_step = 1},
