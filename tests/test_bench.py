@@ -97,6 +97,8 @@ class TestPeers:
         assert "--output: cannot write" in capsys.readouterr().err
         assert main(["bench", "--output", str(tmp_path)]) == 2
         assert "--output: expected --report as well" in capsys.readouterr().err
+        assert main(["bench", "--report", str(path), "--json", str(path)]) == 2
+        assert "--json: measures, and --report does not" in capsys.readouterr().err
 
 
 class TestPoints:

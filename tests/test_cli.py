@@ -89,8 +89,8 @@ class TestDemo:
         ("content", "message"),
         [
             (None, "cannot read"),
-            (b"In the beginning", "expected at least 256 characters"),
-            (b"", "expected at least 256 characters"),
+            (b"In the beginning", "take 256 characters"),
+            (b"", "take 256 characters"),
             (b"\x89PNG\r\n\x1a\n" * 100, "expected UTF-8 text"),
             (b"abc\0" * 1000, "NUL"),
             ("".join(map(chr, range(0x4E00, 0x5E00))).encode(), "different characters"),
@@ -182,6 +182,8 @@ class TestBench:
             ["--shapes", "axbxcxd"],
             ["--threads", "0"],
             ["--threads", "one"],
+            ["--threads", "1,257"],
+            ["--shapes", "99999999999999999999x1x1x1"],
             ["--cell", "perceptron"],
             ["--cell", "rnn,"],
             ["--dtype", "int8"],
@@ -215,6 +217,23 @@ class TestMain:
         run = subprocess.run([sys.executable, "-m", "fastrnn", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
         os.close(write)
         assert (run.returncode, run.stderr) == (141, "")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+    @pytest.mark.parametrize("arguments", [["info"], ["demo", "--quick", "--seconds", "0"]], ids=lambda a: a[0])
+    def test_output_that_cannot_be_written(self, arguments):
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(
+                [sys.executable, "-m", "fastrnn", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert run.returncode == 2
+        assert run.stderr.splitlines()[-1].startswith(f"fastrnn {arguments[0]}: error: cannot read or write: No space")
+        assert "Traceback" not in run.stderr
+
+    def test_no_output(self):
+        """Closed before the start, as by >&-."""
+        script = "import sys; sys.stdout = None; from fastrnn.cli import main; sys.exit(main(['info']))"
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
     def test_no_command(self, capsys):
         with pytest.raises(SystemExit, match="2"):

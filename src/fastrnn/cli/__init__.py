@@ -7,6 +7,7 @@ and a place in ``COMMANDS``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -40,9 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastrnn {args.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads on, as after `| head`; the interpreter's own last flush must not raise again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        _give_up_output()
         return 141
+    except OSError as error:
+        _give_up_output()
+        where = f" {error.filename}" if error.filename else ""
+        print(f"fastrnn {args.command}: error: cannot read or write{where}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _give_up_output():
+    """The interpreter's own last flush must not raise again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(args):
@@ -51,8 +63,11 @@ def _run(args):
     except ValueError as error:  # what the environment says
         raise CliError(str(error)) from None
     try:
-        status = args.run(args)
-        sys.stdout.flush()
+        with contextlib.ExitStack() as stack:
+            if sys.stdout is None:  # closed before the start
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            status = args.run(args)
+            sys.stdout.flush()
         return status
     except MemoryError as error:
         raise CliError(f"not enough memory: {error}") from None

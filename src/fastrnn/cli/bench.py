@@ -37,10 +37,10 @@ from .common import (
     duration,
     machine,
     positive_int,
-    positive_ints,
     require,
     settle,
     thread_count,
+    thread_number,
     write_json,
 )
 from .peers import LIBRARIES, OWN, candidates
@@ -82,7 +82,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         f"{len(GRID_SHAPES)} shapes, and besides sentences, denormal numbers, a stack of layers, single steps)",
     )
     parser.add_argument(
-        "--threads", type=positive_ints, metavar="N,...", help="numbers of threads (default: 1 and all)"
+        "--threads", type=_thread_numbers, metavar="N,...", help="numbers of threads (default: 1 and all)"
     )
     parser.add_argument(
         "--dtype",
@@ -116,6 +116,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Measure, print one row per result, and write the JSON file; or report on one."""
     if args.report:
+        for name in ("peers", "cell", "shapes", "threads", "json"):
+            if getattr(args, name):
+                raise CliError(f"--{name}: measures, and --report does not")
         return report.run(args.report, args.output)
     if args.output:
         raise CliError("--output: expected --report as well")
@@ -328,7 +331,12 @@ def _shapes(text: str) -> list[Shape]:
     shapes = []
     for part in text.split(","):
         sizes = part.split("x")
-        if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        if len(sizes) != 4 or not all(map(str.isdecimal, sizes)):
             raise argparse.ArgumentTypeError(f"expected TxBxIxH, four integers >= 1, got {part!r}")
-        shapes.append(Shape(*map(int, sizes)))
+        shapes.append(Shape(*map(positive_int, sizes)))
     return shapes
+
+
+def _thread_numbers(text: str) -> list[int]:
+    """An argument type: numbers of threads with commas between them."""
+    return [thread_number(part) for part in text.split(",")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import importlib.resources
 import json
@@ -20,6 +21,7 @@ import numpy as np
 import fastrnn
 
 from .. import roofline
+from ..config import MOST_THREADS
 
 
 class Cell(NamedTuple):
@@ -106,7 +108,8 @@ def check_picture(path: Path) -> None:
     """Find out before the work that its picture cannot be drawn or written."""
     require("matplotlib")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise CliError(f"--out: cannot write {path}")
+        why = errno.EISDIR if path.is_dir() else errno.EACCES if path.parent.is_dir() else errno.ENOENT
+        raise CliError(f"--out: cannot write {path}: {os.strerror(why)}")
     if path.suffix.lower() not in PICTURES:
         raise CliError(f"--out: expected a file that ends in {', '.join(PICTURES)}, got {path}")
 
@@ -159,10 +162,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:#.4g} s"
 
 
-def natural_int(text: str, minimum: int = 0) -> int:
-    """An argument type: an integer from 0."""
-    if not text.isdecimal() or int(text) < minimum:
-        raise argparse.ArgumentTypeError(f"expected an integer >= {minimum}, got {text!r}")
+def natural_int(text: str, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
+    """An argument type: an integer from 0, of 31 bits."""
+    if not text.isdecimal() or not minimum <= int(text) <= maximum:
+        raise argparse.ArgumentTypeError(f"expected an integer from {minimum} to {maximum}, got {text!r}")
     return int(text)
 
 
@@ -171,9 +174,9 @@ def positive_int(text: str) -> int:
     return natural_int(text, minimum=1)
 
 
-def positive_ints(text: str) -> list[int]:
-    """An argument type: integers from 1 with commas between them."""
-    return [positive_int(part) for part in text.split(",")]
+def thread_number(text: str) -> int:
+    """An argument type: a number of threads."""
+    return natural_int(text, minimum=1, maximum=MOST_THREADS)
 
 
 def _processor() -> str:

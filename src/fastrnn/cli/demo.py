@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import fastrnn
 
 from .. import _core, reference
-from .common import CELLS, add_cell_argument, natural_int, positive_int, require, settle, thread_count
+from .common import CELLS, add_cell_argument, natural_int, require, settle, thread_count, thread_number
 from .language import LEARNING_RATE, TEMPERATURE, Trainer
 from .text import Text, load_text
 
@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="initial weights and sample (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="threads, for both (default: all)")
+    parser.add_argument("--threads", type=thread_number, metavar="N", help="threads, for both (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few seconds with a tiny model, to see that it works")
     return parser
 
@@ -170,13 +170,16 @@ def _print_losses(losses: dict[str, NDArray]) -> float:
 
 
 def _print_speeds(numpy_trainer: Trainer, trainer: Trainer) -> None:
-    """Print the characters per second of both, and what is in the time."""
+    """Print the characters per second of both in the median step, and what is in the time."""
     say(f"\n   {'characters per second':<24} {'NumPy':>12} {'fastrnn':>12} {'ratio':>8}")
     for name, field in (("recurrent layer", "layer_seconds"), ("whole training step", "seconds")):
-        slow, fast = (one.characters / getattr(one, field) for one in (numpy_trainer, trainer))
+        slow, fast = (
+            one.characters / len(one.seconds) / np.median(getattr(one, field)) for one in (numpy_trainer, trainer)
+        )
         say(f"   {name:<24} {slow:>12,.0f} {fast:>12,.0f} {fast / slow:>7.2f}x")
     say("   (recurrent layer: its forward and backward calls; the whole step adds one-hot codes, head, loss,")
-    say("   gradient clipping and Adam: the same NumPy code in both, on one thread beside the kernels)")
+    say("   gradient clipping and Adam: the same NumPy code in both, on one thread beside the kernels; medians")
+    say("   over the steps; a busy machine slows NumPy's threads most, and fastrnn bench measures with more care)")
 
 
 def _seconds(text: str) -> float:

@@ -148,8 +148,9 @@ def _study(layer: Any, text: Text, args: argparse.Namespace) -> GradientFlow:
         return gradient_flow(
             layer, x, dy, level=-1 if args.level is None else args.level, direction=args.direction or 0
         )
-    except ValueError as error:
-        raise CliError(str(error)) from None
+    except ValueError as error:  # names the argument
+        name, _, what = str(error).partition(":")
+        raise CliError(f"--{'model' if name == 'layer' else name}:{what}") from None
 
 
 def _output_gradient(y: NDArray, targets: NDArray, classes: int, seed: int) -> NDArray:
@@ -170,6 +171,12 @@ def _print_table(flows: dict[str, GradientFlow], steps: int) -> None:
         line = [f"{name:<{width(flows)}}", f"{np.nanmedian(flow.gamma):>8.3f}"]
         line += [f"{by_lag[lag]:>12.2e}" for lag in lags] + [f"{np.median(flow.horizon):>8g}"]
         print(" ".join(line) + f"  {flow.verdict}")
+    print(_LEGEND)
+
+
+_LEGEND = """
+gamma: the greatest stretch of a change by one step; flow at k: how much of a change k steps back reaches the last
+output; horizon: how many steps back a thousandth is left; medians over the sequences"""
 
 
 def width(names: Any) -> int:

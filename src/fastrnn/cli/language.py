@@ -42,8 +42,8 @@ class Trainer:
         self.batches = _endless_batches(text.training, batch, steps)
         self.state = None
         self.characters = 0
-        self.seconds = 0.0
-        self.layer_seconds = 0.0
+        self.seconds: list[float] = []  # of each step,
+        self.layer_seconds: list[float] = []  # and of these the layer's
 
     def step(self) -> float:
         """Train on the next chunk and return its mean loss in nats per character."""
@@ -53,7 +53,7 @@ class Trainer:
 
         layer_start = time.perf_counter()
         h, self.state, tape = self.layer.forward(x, None if first else self.state)
-        self.layer_seconds += time.perf_counter() - layer_start
+        layer_seconds = time.perf_counter() - layer_start
 
         logits, head_tape = self.head.forward(h)
         loss, dlogits = softmax_cross_entropy(logits, targets)
@@ -62,13 +62,13 @@ class Trainer:
 
         layer_start = time.perf_counter()
         layer_grads = self.layer.backward(tape, head_grads.x)
-        self.layer_seconds += time.perf_counter() - layer_start
+        self.layer_seconds.append(layer_seconds + time.perf_counter() - layer_start)
 
         grads = named(layer_grads.params, head_grads.params)
         fastrnn.clip_grad_norm(grads, MAX_GRAD_NORM)
         self.optimizer.step(grads)
         self.characters += targets.size
-        self.seconds += time.perf_counter() - start
+        self.seconds.append(time.perf_counter() - start)
         return float(loss.mean())
 
     def evaluate(self, ids: NDArray[np.intp]) -> float:

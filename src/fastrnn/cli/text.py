@@ -35,7 +35,9 @@ def load_text(path: Path | None, at_least: int) -> Text:
     if "\0" in text:
         raise CliError(f"--text: expected text, but {source} has NUL characters, as binary files do")
     if len(text) < at_least:
-        raise CliError(f"--text: expected at least {at_least:,} characters, but {source} has {len(text):,}")
+        raise CliError(
+            f"--text: so many steps of so many sequences take {at_least:,} characters, but {source} has {len(text):,}"
+        )
     points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
     if points.size > MAX_ALPHABET:
         raise CliError(
