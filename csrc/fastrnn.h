@@ -124,7 +124,7 @@ frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *lay
 /* What forward read and wrote, as it was then: where derivatives are taken. */
 typedef struct {
     frnn_rows x, y, kept;
-    const void *h0, *c0;
+    const void *h0, *c0; /* NULL: zero */
 } frnn_record;
 
 /* The directional derivative (a Jacobian-vector product): forward once more, with tangents for all but the weights,

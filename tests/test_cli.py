@@ -226,8 +226,19 @@ class TestMain:
                 [sys.executable, "-m", "fastrnn", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
             )
         assert run.returncode == 2
-        assert run.stderr.splitlines()[-1].startswith(f"fastrnn {arguments[0]}: error: cannot read or write: No space")
+        assert run.stderr.splitlines()[-1].startswith(f"fastrnn {arguments[0]}: error: No space")
         assert "Traceback" not in run.stderr
+
+    def test_what_was_written_before_an_error(self, monkeypatch, capsys):
+        def fail(args):
+            print("figures")
+            raise OSError("libother.so: cannot open shared object file")
+
+        monkeypatch.setattr("fastrnn.cli.info.run", fail)
+        assert main(["info"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "figures\n"
+        assert err == "fastrnn info: error: libother.so: cannot open shared object file\n"
 
     def test_no_output(self):
         """Closed before the start, as by >&-."""

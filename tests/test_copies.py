@@ -98,10 +98,10 @@ def test_values_that_are_parameters_themselves():
 
 
 def test_options_stay_as_they_were_when_the_layer_was_made(backend, row):
-    """But for dropout; a subclass and a user may add to a layer what they like, and change that."""
+    """But for two that calls read; a subclass and a user may add to a layer what they like, and change that."""
     layer = make(row, backend, 3, 4)
     for name in (*inspect.signature(getattr(backend, row.cls)).parameters, "num_directions"):
-        if name not in ("dropout", "seed", "init"):
+        if name not in ("dropout", "batch_first", "seed", "init"):
             with pytest.raises(AttributeError, match=f"^{name}: "):
                 setattr(layer, name, getattr(layer, name))
     layer.dropout = 0.5

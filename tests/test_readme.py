@@ -38,8 +38,12 @@ def test_inside_pytorch(names):
     torch = pytest.importorskip("torch")
     ours, theirs = names["FastLSTM"](8, 16, seed=0), torch.nn.LSTM(8, 16)
     theirs.load_state_dict({name: p.clone() for name, p in ours.weights.items()})
+    dropping = names["FastLSTM"](8, 16, 2, dropout=0.5, seed=0)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 3, 8)).astype(np.float32))
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    assert not torch.equal(dropping(x), dropping(x))
+    dropping.eval()
+    assert torch.equal(dropping(x), dropping(x))
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (ours, theirs)]
     for _ in range(3):
         losses = ours(inputs[0]).square().sum(), theirs(inputs[1])[0].square().sum()

@@ -25,10 +25,9 @@ INLINE void store_packed(real *p, vec a, int64_t n, const int stream) {
 }
 
 /* Packs one panel of a weight matrix, rows of K, `step` from one to the next: unit j of gate g is row block[g] * units
- * + j. Zero times the panel's weights goes to a vector of `zero_times`, if that is wanted: it is NaN if any of them is
- * not finite. */
-static void pack_weights_panel(const packing *p, const real *w, int64_t step, const int *block, int64_t panel,
-                               real *packed, real *zero_times) {
+ * + j. Returned is, if it is wanted, zero times the panel's weights: NaN if any of them is not finite. */
+INLINE vec pack_weights_panel(const packing *p, const real *w, int64_t step, const int *block, int64_t panel,
+                              real *packed, const int wanted) {
     const int stream = sizeof(vec) == LINE_BYTES && streams(p, packed); /* vector by vector: of whole lines alone */
     real *out = packed + packed_panel(p, panel);
     const int vectors = panel_vectors(p, panel), width = column_vectors(p, panel, p->gates) * VL;
@@ -46,7 +45,7 @@ static void pack_weights_panel(const packing *p, const real *w, int64_t step, co
                 vec square[VL];
                 if (next) fetch_ahead(next + k * VL, n * VL);
                 for (int i = 0; i < VL; ++i) square[i] = i < rows ? v_load_n(row + i * step + k, n) : v_set1(0);
-                for (int i = 0; i < VL; ++i) zero = v_fma(square[i], v_set1(0), zero);
+                for (int i = 0; wanted && i < VL; ++i) zero = v_fma(square[i], v_set1(0), zero);
                 transpose(square);
                 for (int i = 0; i < n; ++i) {
                     store_packed(out + (k + i) * width + column, square[i], width - column, stream);
@@ -54,16 +53,20 @@ static void pack_weights_panel(const packing *p, const real *w, int64_t step, co
             }
         }
     }
-    if (zero_times) v_store(zero_times + panel * VL, zero);
+    return zero;
 }
 
-/* Packs the panels that fall to this worker. */
-INLINE void pack_weights(frnn_job *job, const frnn_worker *w, const packing *p, const real *matrix, int64_t step,
+/* Packs the panels that fall to this worker; zero times each goes to a vector of `zero_times`, if that is not NULL. */
+static void pack_weights(frnn_job *job, const frnn_worker *w, const packing *p, const real *matrix, int64_t step,
                          const int *block, real *packed, real *zero_times) {
     const int64_t end = part(w->id + 1, w->size, p->panels);
     for (int64_t panel = part(w->id, w->size, p->panels); panel < end; ++panel) {
-        if (skips(job, w, PACK_MACS, p->K, TILE_VECS * VL)) return;
-        pack_weights_panel(p, matrix, step, block, panel, packed, zero_times);
+        if (poll(job, w, (double)PACK_MACS * (double)(p->K * TILE_VECS * VL))) return;
+        if (zero_times) {
+            v_store(zero_times + panel * VL, pack_weights_panel(p, matrix, step, block, panel, packed, 1));
+        } else {
+            pack_weights_panel(p, matrix, step, block, panel, packed, 0);
+        }
     }
 }
 
@@ -99,7 +102,7 @@ static void pack_blocks(frnn_job *job, const frnn_worker *w, const packing *p, c
         const int64_t vectors = panel_vectors(p, j);
         real *out = packed + packed_panel(p, j);
         for (int64_t g = 0; g * height < p->K; ++g, out += height * vectors * VL) {
-            if (skips(job, w, PACK_MACS, height, vectors * VL)) return;
+            if (poll(job, w, (double)PACK_MACS * (double)(height * vectors * VL))) return;
             pack_panel(p, matrix + block[g] * height * step, NULL, step, height, j, out, streams(p, packed));
         }
     }

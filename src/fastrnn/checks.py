@@ -32,7 +32,7 @@ def _is_small_float(dtype):
 
 def array(value, name: str, of: str = "real numbers") -> np.ndarray:
     """``value`` as an array, of whatever type."""
-    if np.ma.is_masked(value):
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(f"{name}: expected an array of {of}, got one with masked values: fill them, or give lengths")
     try:
         return np.asarray(value)

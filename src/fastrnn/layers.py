@@ -19,8 +19,7 @@ from numpy.typing import ArrayLike
 from . import _core, checks, config, initial, storage
 from .gradients import Gradients
 from .inference import Frozen, Inference, State
-from .memory import memory_available
-from .tape import Level, Tape, least_memory, training_bytes, window_begins
+from .tape import Level, Tape, checkpoint_interval, training_bytes, window_begins
 from .weights import STEMS, Parameters, Weights, suffixes
 
 _MOST_LAYERS = 2**16  # far beyond any use; each has objects of its own, however few its parameters
@@ -89,7 +88,12 @@ class Layer(Inference):
     @classmethod
     @functools.cache
     def _fixed(cls):
-        return {*inspect.signature(cls._kind()).parameters, "num_directions"} - {"dropout", "seed", "init"}
+        return {*inspect.signature(cls._kind()).parameters, "num_directions"} - {
+            "dropout",
+            "batch_first",
+            "seed",
+            "init",
+        }
 
     def __setattr__(self, name, value):
         if name in self._fixed() and "_engines" in vars(self):
@@ -253,7 +257,7 @@ class Layer(Inference):
             raise TypeError(f"rng: expected a numpy.random.Generator or None, got {rng!r}")
         given = x
         x, batch = checks.sequences(x, lengths, self.input_size, self.batch_first, self.dtype)
-        every = self._checkpoint_interval(checkpoint_every, memory_budget, batch)
+        every = checkpoint_interval(self, batch, checkpoint_every, memory_budget)
         states = self._initial(state, batch.B, x.ndim)
         if state is not None:  # the tape outlives the call, and the caller's arrays may change before it is used
             states = tuple([s.copy() for s in states])
@@ -314,29 +318,13 @@ class Layer(Inference):
     def _kept_width(self, engine):
         return self.num_directions * engine.kept * (self.hidden_size + engine.kept_padding) + engine.row_padding
 
-    def _checkpoint_interval(self, every, budget, batch):
-        if budget is not None:
-            budget = checks.positive_integer(budget, "memory_budget")
-        if isinstance(every, str):
-            if every != "auto":
-                raise ValueError(f'checkpoint_every: expected a number of steps, "auto" or None, got {every!r}')
-            record = sum(self._kept_width(engine) + self._output_width for engine in self._engines)
-            step = batch.B * self.dtype.itemsize * record
-            state = batch.B * self.dtype.itemsize * self.num_directions * self.num_layers
-            state *= sum(self._state_widths[part] for part in self._states)
-            fits = batch.T * step <= (memory_available() // 2 if budget is None else budget)
-            every = None if fits else least_memory(batch.T, state, step)
-        elif every is not None:
-            every = checks.positive_integer(every, "checkpoint_every")
-        return every if self._states else None
-
     def training_memory(self, T: int, B: int, *, checkpoint_every: int | None = None) -> int:
         """Bytes that ``forward`` and ``backward`` of B sequences of T steps take at most, beside x and dy: the outputs,
         the tape, the gradients, packed weights and workspaces, with the present number of threads. (Where the system
         has large pages, what an array leaves of its last one is lost.)"""
         T, B = checks.integer_at_least(T, "T", 0), checks.integer_at_least(B, "B", 0)
         checks.addressable((T, B), "T, B")
-        every = self._checkpoint_interval(checkpoint_every, None, _core.Batch(T, B))
+        every = checkpoint_interval(self, _core.Batch(T, B), checkpoint_every)
         return training_bytes(self, T, B, every)
 
     def backward(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core, config
+from . import _core, checks, config
+from .memory import memory_available
 
 
 class Record(NamedTuple):
@@ -157,7 +158,25 @@ def window_begins(engine, batch, every):
     return begins[::-1] or [0]
 
 
-def least_memory(T, state, step):
+def checkpoint_interval(layer, batch, every, budget=None):
+    """What ``forward(checkpoint_every=, memory_budget=)`` asks for, as a number of steps or None."""
+    if budget is not None:
+        budget = checks.positive_integer(budget, "memory_budget")
+    if isinstance(every, str):
+        if every != "auto":
+            raise ValueError(f'checkpoint_every: expected a number of steps, "auto" or None, got {every!r}')
+        record = sum(layer._kept_width(engine) + layer._output_width for engine in layer._engines)
+        step = batch.B * layer.dtype.itemsize * record
+        state = batch.B * layer.dtype.itemsize * layer.num_directions * layer.num_layers
+        state *= sum(layer._state_widths[part] for part in layer._states)
+        fits = batch.T * step <= (memory_available() // 2 if budget is None else budget)
+        every = None if fits else _least_memory(batch.T, state, step)
+    elif every is not None:
+        every = checks.positive_integer(every, "checkpoint_every")
+    return every if layer._states else None
+
+
+def _least_memory(T, state, step):
     """The k at which T/k states and the record of k steps take least: sqrt(T state / step)."""
     return max(1, min(T, math.isqrt(max(1, T * state // max(1, step)))))
 

@@ -47,14 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _give_up_output()
         where = f" {error.filename}" if error.filename else ""
-        print(f"fastrnn {args.command}: error: cannot read or write{where}: {error.strerror}", file=sys.stderr)
+        print(f"fastrnn {args.command}: error:{where} {error.strerror or error}", file=sys.stderr)
         return 2
 
 
 def _give_up_output():
-    """The interpreter's own last flush must not raise again."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Write what can still be written; the interpreter's own last flush must not raise again."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(args):

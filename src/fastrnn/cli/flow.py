@@ -149,8 +149,9 @@ def _study(layer: Any, text: Text, args: argparse.Namespace) -> GradientFlow:
             layer, x, dy, level=-1 if args.level is None else args.level, direction=args.direction or 0
         )
     except ValueError as error:  # names the argument
-        name, _, what = str(error).partition(":")
-        raise CliError(f"--{'model' if name == 'layer' else name}:{what}") from None
+        name = str(error).partition(":")[0]
+        what = f"--{error}" if name in ("level", "direction") else f"--model: {str(error).removeprefix('layer: ')}"
+        raise CliError(what) from None
 
 
 def _output_gradient(y: NDArray, targets: NDArray, classes: int, seed: int) -> NDArray:
