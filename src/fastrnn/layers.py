@@ -128,17 +128,13 @@ class Layer(Inference):
         """The layer that this class is, or that it extends: RNN, LSTM, ..."""
         return next(base for base in cls.__mro__ if Layer in base.__bases__)
 
-    # What the parameters are, from the options alone: those of a layer, or an object that has them by name.
+    # What the parameters are, from the options alone: those of a layer, or an object that has them by name. A subclass
+    # says by `_direction_shapes(options, I)` what those of one direction of a level that reads I inputs are, by stem.
 
     @staticmethod
     def _output_size(options):
         """The outputs of one direction."""
         return options.hidden_size
-
-    @staticmethod
-    def _direction_shapes(options, I):
-        """By stem, the shapes of the parameters of one direction of a level that reads I inputs."""
-        raise NotImplementedError
 
     # Parameters of layer k, and as its engine takes them.
 
