@@ -221,10 +221,10 @@ class TestMain:
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
     @pytest.mark.parametrize("arguments", [["info"], ["demo", "--quick", "--seconds", "0"]], ids=lambda a: a[0])
     def test_output_that_cannot_be_written(self, arguments):
+        command = [sys.executable, "-m", "fastrnn", *arguments]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         with open("/dev/full", "w") as full:
-            run = subprocess.run(
-                [sys.executable, "-m", "fastrnn", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
-            )
+            run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
         assert run.returncode == 2
         assert run.stderr.splitlines()[-1].startswith(f"fastrnn {arguments[0]}: error: No space")
         assert "Traceback" not in run.stderr
