@@ -4,7 +4,8 @@
  * record.
  *
  * Where no product ties a step to the one before (a cell without R), all steps of a chunk are taken as one: tile by
- * tile W x, and then the equations, row after row in the order of time.
+ * tile W x, and then the equations, row after row in the order of time. If all that they do is a running sum, the
+ * product does it.
  *
  * Since a chunk of x is read, or put by, before its rows of y are written, y may be x.
  *
@@ -200,86 +201,7 @@ INLINE real *initial_row(const forward_call *c, const void *states, int64_t p, i
     return states ? state_row(states, c->batch->B, c->batch, c->d, p, n) : c->zero;
 }
 
-/* Rows [row, end) of a step as a tile of the stage, their pre-activations at a. */
-INLINE void take_tile(const forward_call *c, forward_point *p, int64_t row, int64_t end, const real *a) {
-    const int projects = c->shape->projected && p->stage == 0;
-    p->rows = (int)(end - row);
-    p->a = a;
-    p->h = (const real *const *)c->h + row;
-    p->c = (const real *const *)c->c + row;
-    p->record = c->record + row;
-    p->y = projects ? p->record : c->now_y + row; /* what is to be projected is a column of the record */
-    if (c->tangents) {
-        p->at = (recorded_rows){(const real *const *)c->at[0] + row, (const real *const *)c->at[1] + row,
-                                (const real *const *)c->at[2] + row, (const real *const *)c->at[3] + row};
-    }
-}
-
-/* What follows a tile's product. */
-INLINE void finish_tile(const forward_call *c, const forward_point *p) {
-    const forward_shape *f = c->shape;
-    if (p->stage == 1 && f->projected) {
-        project_forward(p);
-    } else if (c->tangents) {
-        f->cell.tangent(p);
-    } else {
-        f->cell.forward(p);
-    }
-    if (f->at_once) { /* a chunk's rows together would take as long as memory does */
-        copy_rows(&c->y_copy, (const real *const *)p->y, p->rows, p->unit, least(p->n, p->vecs * VL));
-    }
-}
-
-/* One stage of step t for `rows` rows, those of the worker's first sequences, from their input products a; `source` are
- * the rows that R multiplies, or W for steps taken at once. */
-static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
-                               int64_t at) {
-    const forward_shape *f = c->shape;
-    const forward_stage *stage = &f->stage[i];
-    const packing *p = &stage->h;
-    const split tiles = tiles_of(p, rows);
-    /* Asked once: in the loop it takes 1 % more instructions with one sequence. Where a step has few rows it is the
-     * stream of weights that takes time, and to ask for other lines beside it slows it. */
-    const int far = p->far, fetches = far && rows >= ROWS_ENOUGH;
-    const int64_t K = t < c->begin && i == 0 ? 0 : p->K;
-    forward_point point = {
-        .stage = i, .keep = c->keep, .streams = c->streams, .kept_step = f->kept_step, .a_step = f->step};
-    point.p_step = f->p_step;
-    point.p = c->packed + f->p;
-    const int continues = stage->x.gates > 0; /* the input product, or is this product all there is? */
-    const real *bias = c->tangents ? c->zero : c->packed + stage->bias, *packed = c->packed + stage->R;
-    const int64_t row_step = f->at_once ? 0 : f->step; /* a tile of what is taken at once is for itself */
-    const int64_t init_step = continues ? f->step : 0;
-    const double macs = (double)rows * (double)p->K * (TILE_VECS * VL);
-    point.y_at = f->projected && i == 0 ? f->second * f->kept_step : 0;
-    const int asks = takes_long(macs);
-    for (int64_t n = c->from[i]; n < c->to[i] && !(asks && poll(c->job, c->worker, macs)); ++n) {
-        const int64_t j = to_and_fro(n, c->from[i], c->to[i], t);
-        const int64_t column = stage->column + packed_column(p, j);
-        const int vecs = column_vectors(p, j, p->gates);
-        point.vecs = panel_vectors(p, j);
-        point.a_column = panel_units(p, j);
-        point.unit = first_vector(p, j) * VL;
-        point.n = p->units - point.unit;
-        for (int64_t m = 0; m < tiles.parts; ++m) {
-            const int64_t row = split_at(&tiles, m);
-            real *tile = a + row * row_step + column;
-            take_tile(c, &point, row, split_at(&tiles, m + 1), tile);
-            real *out = tile + stage->h_first * point.a_column;
-            const real *from[TILE_ROWS];
-            for (int r = 0; r < point.rows; ++r) from[r] = source[row + r] + at;
-            lines_ahead ahead;
-            ahead.count = 0;
-            for (int r = 0; far && r < point.rows; ++r) fetch_ahead(out + r * f->step, vecs * VL);
-            if (fetches) ask_next_lines(p, packed, n, c->from[i], c->to[i], t, m, &ahead);
-            tile_product(point.rows, vecs, K, p->slice, from, 1, packed + packed_panel(p, j),
-                         continues ? out : bias + packed_column(p, j), init_step, out, f->step,
-                         fetches ? &ahead : NULL);
-            finish_tile(c, &point);
-            if (skips_tiles(c->job, c->worker, m, p)) return;
-        }
-    }
-}
+#include "steps.h"
 
 /* The rows of what was recorded at step t, where the tangents are those of the worker's first `rows` sequences: into
  * the tables from row `to` on. */
@@ -396,7 +318,13 @@ INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, i
             take_step(c, rows, t, taken);
         }
         const int stops = skips(c->job, c->worker, taken, c->job->layer->output_size, f->width);
-        if (!stops) forward_stage_step(c, 0, t, taken, a, f->at_once ? x : c->h, 0);
+        if (!stops) {
+            if (f->at_once) {
+                forward_at_once(c, taken, a, x);
+            } else {
+                forward_stage_step(c, 0, t, taken, a, c->h, 0);
+            }
+        }
         if (f->stages == 2) {
             frnn_barrier(s->group, s->parts);
             if (!stops) forward_stage_step(c, 1, t, taken, a, c->record, f->second * f->kept_step);

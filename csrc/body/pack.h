@@ -1,4 +1,4 @@
-/* Weights into panels, for one kind of call; and rows into a panel, for a sum over them. */
+/* Weights into panels, for one kind of call. */
 
 /* VL vectors of VL lanes, rows into columns: zipping row i with row i + VL/2 rotates the bits of (row, lane) by one, so
  * log2(VL) rounds exchange the two. */
@@ -70,27 +70,25 @@ static void pack_weights(frnn_job *job, const frnn_worker *w, const packing *p, 
     }
 }
 
-INLINE void pack_rows(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
-                      real *packed, const int stream) {
+INLINE void pack_rows(const packing *p, const real *matrix, int64_t step, int64_t K, int64_t panel, real *packed,
+                      const int stream) {
     const int vectors = panel_vectors(p, panel);
     const int64_t column = first_vector(p, panel) * VL, columns = least(vectors * VL, p->units - column);
     const int whole = (int)(columns / VL);
     for (int64_t k = 0; k < K; ++k, packed += vectors * VL) {
-        const real *row = (rows ? rows[k] + at : matrix + k * at) + column;
-        if (rows && k + ROWS_AHEAD < K) fetch_ahead(rows[k + ROWS_AHEAD] + at + column, vectors * VL);
+        const real *row = matrix + k * step + column;
         for (int u = 0; u < whole; ++u) store_packed(packed + u * VL, v_load(row + u * VL), VL, stream);
         if (whole < vectors) v_store(packed + whole * VL, v_load_n(row + whole * VL, columns - whole * VL));
     }
 }
 
-/* Packs one panel of a matrix of K rows and p->units columns: row k begins at rows[k] + at or, without rows, at
- * matrix + k * at. */
-static void pack_panel(const packing *p, const real *matrix, real *const *rows, int64_t at, int64_t K, int64_t panel,
-                       real *packed, int stream) {
+/* Packs one panel of a matrix of K rows, `step` apart, and p->units columns. */
+static void pack_panel(const packing *p, const real *matrix, int64_t step, int64_t K, int64_t panel, real *packed,
+                       int stream) {
     if (stream) {
-        pack_rows(p, matrix, rows, at, K, panel, packed, 1);
+        pack_rows(p, matrix, step, K, panel, packed, 1);
     } else {
-        pack_rows(p, matrix, rows, at, K, panel, packed, 0);
+        pack_rows(p, matrix, step, K, panel, packed, 0);
     }
 }
 
@@ -103,7 +101,7 @@ static void pack_blocks(frnn_job *job, const frnn_worker *w, const packing *p, c
         real *out = packed + packed_panel(p, j);
         for (int64_t g = 0; g * height < p->K; ++g, out += height * vectors * VL) {
             if (poll(job, w, (double)PACK_MACS * (double)(height * vectors * VL))) return;
-            pack_panel(p, matrix + block[g] * height * step, NULL, step, height, j, out, streams(p, packed));
+            pack_panel(p, matrix + block[g] * height * step, step, height, j, out, streams(p, packed));
         }
     }
 }

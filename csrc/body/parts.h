@@ -16,7 +16,7 @@ static size_t product_size(int64_t K, int64_t N) {
 static void product(int64_t M, int64_t K, int64_t N, const void *a, const void *b, void *c, void *workspace) {
     const packing p = packing_of(N, 1, 1, K);
     real *packed = workspace;
-    for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, NULL, N, K, j, packed + packed_panel(&p, j), 0);
+    for (int64_t j = 0; j < p.panels; ++j) pack_panel(&p, b, N, K, j, packed + packed_panel(&p, j), 0);
     const split tiles = tiles_of(&p, M);
     for (int64_t i = 0; i < tiles.parts; ++i) {
         const int64_t m = split_at(&tiles, i);

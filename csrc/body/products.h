@@ -14,20 +14,30 @@ typedef struct {
 
 static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_of(&sum->p, sum->count).parts; }
 
+/* A tile of a product, whose panel is packed on the way if it has a source (and one slice). */
+INLINE void sourced_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
+                            const real *panel, const panel_rows *source, const real *init, int64_t init_step, real *out,
+                            int64_t out_step, lines_ahead *ahead) {
+    if (source) {
+        packing_kernels[height - 1][vecs - 1](K, rows, stride, source, init, init_step, out, out_step);
+    } else {
+        tile_product(height, vecs, K, slice, rows, stride, panel, init, init_step, out, out_step, ahead);
+    }
+}
+
 /* A tile of a product written, or added, to the first n columns of rows that may lie anywhere: by the micro-kernel
  * itself where they are whole vectors, one step apart, unless slices would be added one by one. */
 static void put_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
-                        const real *panel, real *const *out, int64_t n, int add, lines_ahead *ahead) {
-    const int64_t step = height > 1 ? out[1] - out[0] : 0;
-    int even = 1; /* so many rows are one step apart */
-    while (even < height && out[even] - out[even - 1] == step) ++even;
-    if (even == height && n >= vecs * VL && (!add || K <= slice)) {
-        tile_product(height, vecs, K, slice, rows, stride, panel, add ? out[0] : zeros, add ? step : 0, out[0], step,
-                     ahead);
+                        const real *panel, const panel_rows *source, real *const *out, int64_t n, int add,
+                        lines_ahead *ahead) {
+    if (n >= vecs * VL && (!add || K <= slice) && evenly((const real *const *)out, height)) {
+        const int64_t step = height > 1 ? out[1] - out[0] : 0;
+        sourced_product(height, vecs, K, slice, rows, stride, panel, source, add ? out[0] : zeros, add ? step : 0,
+                        out[0], step, ahead);
         return;
     }
     _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
-    tile_product(height, vecs, K, slice, rows, stride, panel, zeros, 0, tile, vecs * VL, ahead);
+    sourced_product(height, vecs, K, slice, rows, stride, panel, source, zeros, 0, tile, vecs * VL, ahead);
     for (int r = 0; r < height; ++r) put_tile(tile + r * vecs * VL, 1, vecs, out[r], 0, n, add);
 }
 
@@ -35,7 +45,8 @@ INLINE real *row_sum_out(const row_sum *sum, int64_t g) {
     return sum->out + (sum->block[g / sum->height] * sum->height + g % sum->height) * sum->out_step;
 }
 
-/* Takes items [from, to) of panels x tiles of deltas, for one block of at most BLOCK_ROWS rows. */
+/* Takes items [from, to) of panels x tiles of deltas, for one block of at most BLOCK_ROWS rows. The first tile of a
+ * panel packs it. */
 static void sum_over_rows(const reverse_call *c, const real *delta, const row_sum *sum, int64_t rows, int add,
                           int64_t from, int64_t to) {
     const int64_t step = c->shape.step;
@@ -48,8 +59,9 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
         const int64_t next_column = column + vecs * VL, next_units = least(vecs * VL, p->units - next_column);
-        pack_panel(p, NULL, sum->rows, sum->column, rows, j, c->panel, 0);
-        for (int64_t i = item - j * tiles.parts; i < next - j * tiles.parts; ++i) {
+        const panel_rows source = {(const real *const *)sum->rows, sum->column + column, n - (vecs - 1) * VL, c->panel};
+        const int64_t first = item - j * tiles.parts;
+        for (int64_t i = first; i < next - j * tiles.parts; ++i) {
             const int64_t g = split_at(&tiles, i);
             const int height = (int)(split_at(&tiles, i + 1) - g);
             const real *columns[TILE_ROWS];
@@ -62,7 +74,8 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
             for (int64_t r = split_at(&ahead, i); next_units > 0 && r < split_at(&ahead, i + 1); ++r) {
                 fetch_ahead(sum->rows[r] + sum->column + next_column, next_units); /* of the next panel */
             }
-            put_product(height, vecs, rows, rows, columns, step, c->panel, out, n, add, NULL);
+            put_product(height, vecs, rows, rows, columns, step, c->panel, i == first ? &source : NULL, out, n, add,
+                        NULL);
         }
     }
 }
@@ -175,7 +188,7 @@ static void input_gradient(const reverse_call *c, const reverse_direction *v, in
                 ask_ahead(&ahead, out[r], vecs * VL);
             }
             if (f == IDENTITY) {
-                put_product(height, vecs, W->K, W->slice, rows, 1, panel, out, n, add, &ahead);
+                put_product(height, vecs, W->K, W->slice, rows, 1, panel, NULL, out, n, add, &ahead);
                 continue;
             }
             _Alignas(64) real tile[TILE_ROWS * TILE_VECS * VL];
