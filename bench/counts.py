@@ -28,6 +28,7 @@ OPTIONS = ("-DCMAKE_C_COMPILER=gcc", "-DCMAKE_C_FLAGS=", "-DCMAKE_BUILD_TYPE=Rel
 CASES = (  # instruction set (valgrind 3.19 runs no AVX-512), cell, T x B x I x H
     *(f"avx2 {cell} {shape}" for cell in ("rnn_tanh", "lstm", "gru") for shape in ("20x16x64x64", "50x1x64x64")),
     "avx2 lstm 10x5x33x65",
+    "avx2 cec_identity_identity 20x16x64x64",
     "generic lstm 10x16x64x64",
 )
 CALLS = {  # those of counts.c, in their order, and the function of each

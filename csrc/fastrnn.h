@@ -5,8 +5,8 @@
  * Matrices are row-major; a real is a float or a double as the layer's dtype says. No function allocates memory, but
  * for the team of threads, which grows to the largest number asked for (and the system's files on the quota of this
  * process, which are read once): the caller asks for the size of the workspace and hands one over, aligned to 64 bytes,
- * like packed weights. `threads` is the most that a call may use, no more than its workspace was made for. Every
- * function may be called from several threads. */
+ * like packed weights; all other arrays are aligned to their reals. `threads` is the most that a call may use, no more
+ * than its workspace was made for. Every function may be called from several threads. */
 #ifndef FASTRNN_H
 #define FASTRNN_H
 

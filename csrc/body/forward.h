@@ -4,8 +4,8 @@
  * record.
  *
  * Where no product ties a step to the one before (a cell without R), all steps of a chunk are taken as one: tile by
- * tile W x, and then the equations, row after row in the order of time. If all that they do is a running sum, the
- * product does it.
+ * tile W x, and then the equations, row after row in the order of time. Where these are a running sum and rows lie
+ * evenly, the micro-kernel adds to h_{t-1} itself.
  *
  * Since a chunk of x is read, or put by, before its rows of y are written, y may be x.
  *
@@ -54,14 +54,14 @@ static forward_shape forward_shape_of(const frnn_layer *layer) {
         const int rest = s->columns - first;
         f.stages = 2;
         f.stage[1] = f.projected
-                         ? (forward_stage){packing_of(O, 1, 0, 0), packing_of(O, 1, 1, H), .first = s->columns}
+                         ? (forward_stage){packing_of(O, 1, 0, 0), packing_of(O, 1, 1, H), .first = 0}
                          : (forward_stage){packing_of(H, rest, rest, I), packing_of(H, rest, rest, H), .first = first};
     }
     for (int i = 0; i < f.stages; ++i) {
         forward_stage *stage = &f.stage[i];
         stage->column = f.width;
         stage->bias = f.size;
-        stage->W = stage->bias + packed_width(&stage->x);
+        stage->W = stage->bias + (f.projected && i == 1 ? 0 : packed_width(&stage->x)); /* P has no bias */
         stage->R = stage->W + (int64_t)packed_size(&stage->x);
         f.width += packed_width(&stage->x);
         stage->zero_times = stage->R + (int64_t)packed_size(&stage->h);
@@ -139,14 +139,11 @@ static void pack_biases(const forward_stage *stage, const cell_shape *s, const f
             real *out = packed + packed_column(p, panel) + g * panel_units(p, panel);
             for (int64_t v = first_vector(p, panel); v < first_vector(p, panel + 1); ++v, out += VL) {
                 const int column = stage->first + g;
-                const int64_t n = least(VL, p->units - v * VL);
+                const int64_t n = least(VL, p->units - v * VL), unit = s->block[column] * p->units + v * VL;
                 vec sum = v_set1(0);
-                if (column < s->columns) {
-                    const int64_t unit = s->block[column] * p->units + v * VL;
-                    if (weights->b_ih && column < s->x) sum = v_load_n((real *)weights->b_ih + unit, n);
-                    if (weights->b_hh && s->h && column >= s->h_first) {
-                        sum = v_add(sum, v_load_n((real *)weights->b_hh + unit, n));
-                    }
+                if (weights->b_ih && column < s->x) sum = v_load_n((real *)weights->b_ih + unit, n);
+                if (weights->b_hh && s->h && column >= s->h_first) {
+                    sum = v_add(sum, v_load_n((real *)weights->b_hh + unit, n));
                 }
                 v_store(out, sum);
             }
@@ -154,7 +151,7 @@ static void pack_biases(const forward_stage *stage, const cell_shape *s, const f
     }
 }
 
-/* The packed weights of a direction: for each stage the bias, W and R (or P); then the peepholes. */
+/* The packed weights of a direction: for each stage the bias, W and R, or P alone; then the peepholes. */
 static void forward_pack(void *argument, const frnn_worker *w) {
     frnn_job *job = argument;
     const forward_shape f = forward_shape_of(job->layer);
@@ -166,12 +163,12 @@ static void forward_pack(void *argument, const frnn_worker *w) {
         for (int i = 0; i < f.stages; ++i) {
             const forward_stage *stage = &f.stage[i];
             const int project = f.projected && i == 1;
-            const int *block = s->block + (project ? 0 : stage->first);
+            const int *block = s->block + stage->first;
             pack_weights(job, w, &stage->x, weights->W, stage->x.K, block, packed + stage->W, NULL);
             const void *h = project ? weights->P : f.at_once ? weights->W : weights->R;
             pack_weights(job, w, &stage->h, h, stage->h.K, block + stage->h_first, packed + stage->R,
                          packed + stage->zero_times);
-            if (w->id == 0) pack_biases(stage, s, weights, packed + stage->bias);
+            if (w->id == 0 && !project) pack_biases(stage, s, weights, packed + stage->bias);
         }
         if (s->peephole && w->id == 0) pack_peepholes(weights->p, H, f.p_step, packed + f.p);
     }
@@ -320,7 +317,7 @@ INLINE int64_t forward_steps(const forward_call *c, const share *s, int64_t t, i
         const int stops = skips(c->job, c->worker, taken, c->job->layer->output_size, f->width);
         if (!stops) {
             if (f->at_once) {
-                forward_at_once(c, taken, a, x);
+                forward_at_once(c, t, taken, a, x);
             } else {
                 forward_stage_step(c, 0, t, taken, a, c->h, 0);
             }

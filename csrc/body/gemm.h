@@ -153,27 +153,28 @@ enum { STREAMED_X = 1 << 21, STREAMED_Y = 1 << 20, STREAMED_RECORD = 3 << 24 };
 
 static const _Alignas(64) real zeros[TILE_VECS * VL];
 
-/* A panel that is not packed yet: where row k of its columns lies, where it is packed to on the way, and how much of a
- * row's last vector belongs to it. */
+/* A panel that is not packed yet: where row k of its columns lies, how many of those are left for its last vector (or
+ * beyond), and where it is packed to on the way. */
 typedef struct {
     const real *const *row;
     int64_t column, last;
     real *packed;
-} panel_rows;
+} unpacked_panel;
 
 /* The micro-kernel: out[r][n] = init[r][n] + sum over k of row[r][k * stride] * panel[k][n], for `rows` rows and `vecs`
  * vectors. init_step and out_step are the distances from one row to the next; an init_step of 0 adds the same to all.
- * The sum begins at zero (or at `start`, one row for all), so that it is rounded to its own size and not to that of
- * init; if it is taken in slices, each begins anew and is added, in registers where a tile is so small that they hold
- * the sum of all beside that of one; else rows are written in order, and one of out may be init of the next. If it
- * `fetches`, it asks for a line for each k, as long as there are lines ahead; if it `packs`, it takes the panel from
- * its rows. (What the loop over k takes comes first: the other arguments are in memory.) */
+ * The sum begins at zero, so that it is rounded to its own size and not to that of init; if it is taken in slices, each
+ * begins anew and is added, in registers where a tile is so small that they hold the sum of all beside that of one. In
+ * one slice rows are written in order, and a row of out may be init of a later one; a `bias`, one row for all or NULL,
+ * is then added to the sum before init is. If it `fetches`, it asks for a line for each k, as long as there are lines
+ * ahead; if it `packs`, it takes the panel from its rows. (What the loop over k takes comes first: the other arguments
+ * are in memory.) */
 INLINE void tile_body(const int rows, const int vecs, const int fetches, const int slices, const int packs, int64_t K,
                       int64_t slice, const real *const *row, int64_t stride, const real *panel, const line_run *ahead,
-                      const panel_rows *source, const real *start, const real *init, int64_t init_step, real *out,
+                      const unpacked_panel *source, const real *bias, const real *init, int64_t init_step, real *out,
                       int64_t out_step) {
     const int small = slices && rows * vecs <= TILE_SUMS / 2;
-    const panel_rows own = packs ? *source : (panel_rows){NULL, 0, 0, NULL};
+    const unpacked_panel own = packs ? *source : (unpacked_panel){NULL, 0, 0, NULL};
     vec sum[TILE_ROWS][TILE_VECS], total[TILE_ROWS][TILE_VECS];
     const real *a[TILE_ROWS], *line = fetches ? ahead->from : NULL;
     real *packed = own.packed;
@@ -184,10 +185,7 @@ INLINE void tile_body(const int rows, const int vecs, const int fetches, const i
     int64_t k = 0;
     do {
         const int64_t end = slices ? least(K, k + slice) : K;
-        UNROLL for (int n = 0; n < vecs; ++n) {
-            const vec first = start ? v_load(start + n * VL) : v_set1(0);
-            UNROLL for (int r = 0; r < rows; ++r) sum[r][n] = first;
-        }
+        UNROLL for (int r = 0; r < rows; ++r) { UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_set1(0); }
         UNROLL for (int asks = fetches; asks >= 0; --asks) { /* a loop with lines ahead, one without */
             for (; k < end && (!asks || line); ++k, panel += vecs * VL) {
                 if (asks) {
@@ -212,6 +210,13 @@ INLINE void tile_body(const int rows, const int vecs, const int fetches, const i
                 }
             }
         }
+        if (bias) {
+            vec b[TILE_VECS];
+            UNROLL for (int n = 0; n < vecs; ++n) b[n] = v_load(bias + n * VL);
+            UNROLL for (int r = 0; r < rows; ++r) {
+                UNROLL for (int n = 0; n < vecs; ++n) sum[r][n] = v_add(b[n], sum[r][n]);
+            }
+        }
         UNROLL for (int r = 0; r < rows; ++r) {
             UNROLL for (int n = 0; n < vecs; ++n) {
                 if (small) {
@@ -231,10 +236,10 @@ INLINE void tile_body(const int rows, const int vecs, const int fetches, const i
 
 typedef void tile_kernel(int64_t K, int64_t slice, const real *const *row, int64_t stride, const real *panel,
                          const line_run *ahead, const real *init, int64_t init_step, real *out, int64_t out_step);
-typedef void packing_kernel(int64_t K, const real *const *row, int64_t stride, const panel_rows *source,
+typedef void packing_kernel(int64_t K, const real *const *row, int64_t stride, const unpacked_panel *source,
                             const real *init, int64_t init_step, real *out, int64_t out_step);
-typedef void started_kernel(int64_t K, const real *const *row, const real *panel, const real *start, const real *init,
-                            int64_t init_step, real *out, int64_t out_step);
+typedef void biased_kernel(int64_t K, const real *const *row, const real *panel, const real *bias, const real *init,
+                           int64_t init_step, real *out, int64_t out_step);
 
 #define TILE_KERNEL(name, fetches, slices, rows, vecs)                                                                 \
     static void name##rows##x##vecs(int64_t K, int64_t slice, const real *const *row, int64_t stride,                  \
@@ -244,20 +249,21 @@ typedef void started_kernel(int64_t K, const real *const *row, const real *panel
                   init_step, out, out_step);                                                                           \
     }
 #define PACKING_KERNEL(rows, vecs)                                                                                     \
-    static void packing_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride, const panel_rows *source,   \
-                                        const real *init, int64_t init_step, real *out, int64_t out_step) {            \
+    static void packing_##rows##x##vecs(int64_t K, const real *const *row, int64_t stride,                             \
+                                        const unpacked_panel *source, const real *init, int64_t init_step, real *out,  \
+                                        int64_t out_step) {                                                            \
         tile_body(rows, vecs, 0, 0, 1, K, K, row, stride, source->packed, NULL, source, NULL, init, init_step, out,    \
                   out_step);                                                                                           \
     }
-#define STARTED_KERNEL(rows, vecs)                                                                                     \
-    static void started_##rows##x##vecs(int64_t K, const real *const *row, const real *panel, const real *start,       \
-                                        const real *init, int64_t init_step, real *out, int64_t out_step) {            \
-        tile_body(rows, vecs, 0, 0, 0, K, K, row, 1, panel, NULL, NULL, start, init, init_step, out, out_step);        \
+#define BIASED_KERNEL(rows, vecs)                                                                                      \
+    static void biased_##rows##x##vecs(int64_t K, const real *const *row, const real *panel, const real *bias,         \
+                                       const real *init, int64_t init_step, real *out, int64_t out_step) {             \
+        tile_body(rows, vecs, 0, 0, 0, K, K, row, 1, panel, NULL, NULL, bias, init, init_step, out, out_step);         \
     }
 #define TILE_ROW(rows, vecs)                                                                                           \
     TILE_KERNEL(tile_, 0, 0, rows, vecs)                                                                               \
     TILE_KERNEL(slices_, 0, 1, rows, vecs)                                                                             \
-    TILE_KERNEL(fetching_slices_, 1, 1, rows, vecs) PACKING_KERNEL(rows, vecs) STARTED_KERNEL(rows, vecs)
+    TILE_KERNEL(fetching_slices_, 1, 1, rows, vecs) PACKING_KERNEL(rows, vecs) BIASED_KERNEL(rows, vecs)
 #define TILE_KERNELS(rows) TILE_ROW(rows, 1) TILE_ROW(rows, 2) TILE_ROW(rows, 3) TILE_ROW(rows, 4)
 TILE_KERNELS(1)
 TILE_KERNELS(2)
@@ -277,7 +283,7 @@ TILE_KERNELS(8)
 static tile_kernel *const tile_kernels[][TILE_ROWS][TILE_VECS] = {TILE_TABLE(tile_), TILE_TABLE(slices_),
                                                                   TILE_TABLE(fetching_slices_)};
 static packing_kernel *const packing_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(packing_);
-static started_kernel *const started_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(started_);
+static biased_kernel *const biased_kernels[TILE_ROWS][TILE_VECS] = TILE_TABLE(biased_);
 
 /* A tile of a product, in one slice or slice by slice. It asks for the lines ahead, if there are any (`ahead` may be
  * NULL); the rows' elements are then to lie side by side, `stride` 1. */
@@ -290,11 +296,12 @@ INLINE void tile_product(int rows, int vecs, int64_t K, int64_t slice, const rea
                                            out, out_step);
 }
 
-/* Are n rows one step apart? */
-INLINE int evenly(const real *const *rows, int64_t n) {
-    int64_t even = 2;
-    while (even < n && rows[even] - rows[even - 1] == rows[1] - rows[0]) ++even;
-    return even >= n;
+/* Are n rows, one or more, one step apart? */
+INLINE int evenly(const real *const *rows, int64_t n, int64_t *step) {
+    int64_t even = 1;
+    *step = n > 1 ? rows[1] - rows[0] : 0;
+    while (even < n && rows[even] - rows[even - 1] == *step) ++even;
+    return even == n;
 }
 
 /* Far weights come through the second-level cache panel by panel, and the first tile of a panel would wait for them:

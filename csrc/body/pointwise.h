@@ -15,9 +15,9 @@ typedef struct {
     int h_first, h;     /* those that take R h_{t-1} */
     int input;          /* the function applied to x_t before the product */
     int h_in_forward;   /* do the equations take h_{t-1} itself? */
-    int sum;            /* is h_t = h_{t-1} + a_t all there is to them? */
     int h_in_reverse;   /* and in reverse; */
     int y_in_reverse;   /* or y_t? */
+    int running_sum;    /* is h_t = h_{t-1} + a_t all there is, with no c and no record? */
     int direct;         /* does a gradient go from step to step past the products? It begins as dJ/dcT */
     int kept;           /* columns of the record of a step */
     unsigned given[3];  /* bit by bit: those that each stage of the equations gives, */

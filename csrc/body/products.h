@@ -16,8 +16,8 @@ static int64_t row_sum_items(const row_sum *sum) { return sum->p.panels * tiles_
 
 /* A tile of a product, whose panel is packed on the way if it has a source (and one slice). */
 INLINE void sourced_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
-                            const real *panel, const panel_rows *source, const real *init, int64_t init_step, real *out,
-                            int64_t out_step, lines_ahead *ahead) {
+                            const real *panel, const unpacked_panel *source, const real *init, int64_t init_step,
+                            real *out, int64_t out_step, lines_ahead *ahead) {
     if (source) {
         packing_kernels[height - 1][vecs - 1](K, rows, stride, source, init, init_step, out, out_step);
     } else {
@@ -28,10 +28,10 @@ INLINE void sourced_product(int height, int vecs, int64_t K, int64_t slice, cons
 /* A tile of a product written, or added, to the first n columns of rows that may lie anywhere: by the micro-kernel
  * itself where they are whole vectors, one step apart, unless slices would be added one by one. */
 static void put_product(int height, int vecs, int64_t K, int64_t slice, const real *const *rows, int64_t stride,
-                        const real *panel, const panel_rows *source, real *const *out, int64_t n, int add,
+                        const real *panel, const unpacked_panel *source, real *const *out, int64_t n, int add,
                         lines_ahead *ahead) {
-    if (n >= vecs * VL && (!add || K <= slice) && evenly((const real *const *)out, height)) {
-        const int64_t step = height > 1 ? out[1] - out[0] : 0;
+    int64_t step;
+    if (n >= vecs * VL && (!add || K <= slice) && evenly((const real *const *)out, height, &step)) {
         sourced_product(height, vecs, K, slice, rows, stride, panel, source, add ? out[0] : zeros, add ? step : 0,
                         out[0], step, ahead);
         return;
@@ -59,7 +59,8 @@ static void sum_over_rows(const reverse_call *c, const real *delta, const row_su
         const int vecs = panel_vectors(p, j);
         const int64_t column = first_vector(p, j) * VL, n = p->units - column;
         const int64_t next_column = column + vecs * VL, next_units = least(vecs * VL, p->units - next_column);
-        const panel_rows source = {(const real *const *)sum->rows, sum->column + column, n - (vecs - 1) * VL, c->panel};
+        const unpacked_panel source = {(const real *const *)sum->rows, sum->column + column, n - (vecs - 1) * VL,
+                                       c->panel};
         const int64_t first = item - j * tiles.parts;
         for (int64_t i = first; i < next - j * tiles.parts; ++i) {
             const int64_t g = split_at(&tiles, i);

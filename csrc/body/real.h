@@ -26,6 +26,8 @@ typedef int64_t real_int;
 #define TABLE_SHIFT (REAL_MANTISSA - 1)
 
 #define INLINE static inline __attribute__((always_inline))
+/* Called once for much work, and not to take registers from what surrounds the call. */
+#define APART static __attribute__((noinline))
 
 /* Before a loop of few turns: unrolled whole and early, so that an array it indexes becomes registers. */
 #if defined(__clang__)

@@ -1,6 +1,15 @@
 /* What the forward loop does at a step, or for all steps of a chunk at once: tile by tile a product, and then the
  * cell's equations. */
 
+INLINE forward_point point_of(const forward_call *c, int stage) {
+    const forward_shape *f = c->shape;
+    forward_point p = {
+        .stage = stage, .keep = c->keep, .streams = c->streams, .kept_step = f->kept_step, .a_step = f->step};
+    p.p = c->packed + f->p;
+    p.p_step = f->p_step;
+    return p;
+}
+
 /* Panel j of a stage's products. */
 INLINE void take_panel(forward_point *p, const packing *panels, int64_t j) {
     p->vecs = panel_vectors(panels, j);
@@ -35,8 +44,8 @@ INLINE void finish_tile(const forward_call *c, const forward_point *p) {
     }
 }
 
-/* One stage of step t for `rows` rows, those of the worker's first sequences, from their input products a; `source` are
- * the rows that R multiplies. */
+/* One stage of step t for `rows` rows, those of the worker's first sequences, from their input products a; what its
+ * weights multiply begins `at` from `source`, row by row. */
 static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t rows, real *a, real *const *source,
                                int64_t at) {
     const forward_shape *f = c->shape;
@@ -47,10 +56,7 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
      * stream of weights that takes time, and to ask for other lines beside it slows it. */
     const int far = p->far, fetches = far && rows >= ROWS_ENOUGH;
     const int64_t K = t < c->begin && i == 0 ? 0 : p->K;
-    forward_point point = {
-        .stage = i, .keep = c->keep, .streams = c->streams, .kept_step = f->kept_step, .a_step = f->step};
-    point.p_step = f->p_step;
-    point.p = c->packed + f->p;
+    forward_point point = point_of(c, i);
     const int continues = stage->x.gates > 0; /* the input product, or is this product all there is? */
     const real *packed = c->packed + stage->R;
     const int64_t init_step = continues ? f->step : 0;
@@ -81,47 +87,43 @@ static void forward_stage_step(const forward_call *c, int i, int64_t t, int64_t 
     }
 }
 
-/* A tile of all that forward_at_once takes: W x with the bias, and then the equations; or, where that is a sum and the
- * rows of h_{t-1} and h_t lie evenly, both in one. What is taken in slices begins at zero, for it ends with a sum. */
-INLINE void at_once_tile(const forward_call *c, const forward_point *p, int64_t K, const real *const *x,
+/* A tile of all steps taken at once: a = b + W x, and then the equations; or, where these are a sum and the rows of
+ * h_{t-1} and h_t lie evenly, both by the kernel, in the same order. */
+INLINE void at_once_tile(const forward_call *c, const forward_point *p, int vecs, int64_t K, const real *const *x,
                          const real *panel, const real *bias, real *a, lines_ahead *ahead) {
     const forward_shape *f = c->shape;
     const packing *W = &f->stage[0].h;
-    started_kernel *const product = started_kernels[p->rows - 1][p->vecs - 1];
-    if (W->K > W->slice) {
-        tile_product(p->rows, p->vecs, K, W->slice, x, 1, panel, bias, 0, a, f->step, ahead);
-    } else if (f->cell.shape.sum && p->n >= p->vecs * VL && evenly(p->h, p->rows) &&
-               evenly((const real *const *)p->y, p->rows)) {
-        const int64_t h_step = p->rows > 1 ? p->h[1] - p->h[0] : 0, y_step = p->rows > 1 ? p->y[1] - p->y[0] : 0;
-        product(K, x, panel, bias, p->h[0] + p->unit, h_step, p->y[0] + p->unit, y_step);
-        return;
+    int64_t h_step, y_step;
+    if (f->cell.shape.running_sum && !W->far && W->K <= W->slice && p->n >= p->vecs * VL &&
+        evenly(p->h, p->rows, &h_step) && evenly((const real *const *)p->y, p->rows, &y_step)) {
+        biased_kernels[p->rows - 1][vecs - 1](K, x, panel, bias, p->h[0] + p->unit, h_step, p->y[0] + p->unit, y_step);
     } else {
-        product(K, x, panel, bias, zeros, 0, a, f->step);
+        tile_product(p->rows, vecs, K, W->slice, x, 1, panel, bias, 0, a, f->step, ahead);
+        finish_tile(c, p);
     }
-    finish_tile(c, p);
 }
 
-/* All steps of a chunk, `rows` rows of x, where no product ties one to the next. In a each panel has room for a tile of
- * its own: it is the same for all workers that share out the units. */
-static void forward_at_once(const forward_call *c, int64_t rows, real *a, real *const *x) {
+/* All steps of a chunk, `rows` rows of x, the last of them step t, where no product ties one to the next. Workers that
+ * share out the units share a, where each panel has columns of its own for one tile. */
+APART void forward_at_once(const forward_call *c, int64_t t, int64_t rows, real *a, real *const *x) {
     const forward_shape *f = c->shape;
     const packing *W = &f->stage[0].h;
     const split tiles = tiles_of(W, rows);
     const real *packed = c->packed + f->stage[0].R, *biases = c->tangents ? c->zero : c->packed + f->stage[0].bias;
-    const int64_t K = c->begin > 0 ? 0 : W->K, from = c->from[0], to = c->to[0];
-    forward_point point = {.keep = c->keep, .streams = c->streams, .kept_step = f->kept_step};
-    for (int64_t j = from; j < to && !skips(c->job, c->worker, rows, W->K, TILE_VECS * VL); ++j) {
-        const real *panel = packed + packed_panel(W, j), *bias = biases + packed_column(W, j);
-        real *tile = a + packed_column(W, j);
+    const int64_t K = t < c->begin ? 0 : W->K, from = c->from[0], to = c->to[0];
+    const int fetches = W->far && rows >= ROWS_ENOUGH;
+    forward_point point = point_of(c, 0);
+    for (int64_t n = from; n < to && !skips(c->job, c->worker, rows, W->K, TILE_VECS * VL); ++n) {
+        const int64_t j = to_and_fro(n, from, to, t), column = packed_column(W, j);
         take_panel(&point, W, j);
-        point.a_step = f->step;
         for (int64_t m = 0; m < tiles.parts; ++m) {
             const int64_t row = split_at(&tiles, m);
             lines_ahead ahead;
             ahead.count = 0;
-            take_tile(c, &point, row, split_at(&tiles, m + 1), tile);
-            if (W->far) ask_next_lines(W, packed, j, from, to, 0, m, &ahead);
-            at_once_tile(c, &point, K, (const real *const *)x + row, panel, bias, tile, &ahead);
+            take_tile(c, &point, row, split_at(&tiles, m + 1), a + column);
+            if (fetches) ask_next_lines(W, packed, n, from, to, t, m, &ahead);
+            at_once_tile(c, &point, column_vectors(W, j, W->gates), K, (const real *const *)x + row,
+                         packed + packed_panel(W, j), biases + column, a + column, &ahead);
             /* a chunk's rows together would take as long as memory does */
             copy_rows(&c->y_copy, (const real *const *)point.y, point.rows, point.unit,
                       least(point.n, point.vecs * VL));

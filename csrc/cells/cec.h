@@ -15,7 +15,7 @@ INLINE cell_shape cec_shape(const int variant) {
                         .x = 1,
                         .input = variant & 7,
                         .h_in_forward = !tanh_readout,
-                        .sum = !tanh_readout,
+                        .running_sum = !tanh_readout,
                         .y_in_reverse = tanh_readout,
                         .direct = 1,
                         .kept = tanh_readout,
