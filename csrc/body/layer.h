@@ -93,14 +93,18 @@ INLINE int64_t steps_within(const frnn_batch *batch, int64_t p, int64_t begin, i
     return most(0, least(length_at(batch, p), end) - begin);
 }
 
-/* Where part i of n begins, when positions are shared out by their number of steps within [begin, end). */
+/* Where part i of n begins, when positions are shared out by their number of steps within [begin, end): a sequence that
+ * two parts could have is that one's which has more of it. */
 static int64_t cut_by_steps(const frnn_batch *batch, int64_t begin, int64_t end, int i, int n) {
     if (!batch->lengths || i == 0 || i == n) return part(i, n, batch->B);
     double steps = 0, before = 0;
     for (int64_t p = 0; p < batch->B; ++p) steps += (double)steps_within(batch, p, begin, end);
-    int64_t p = 0;
-    while (p < batch->B && before * n < steps * i) before += (double)steps_within(batch, p++, begin, end);
-    return p;
+    for (int64_t p = 0; p < batch->B; ++p) {
+        const double own = (double)steps_within(batch, p, begin, end);
+        if ((before + own / 2) * n >= steps * i) return p;
+        before += own;
+    }
+    return batch->B;
 }
 
 /* Shares the positions out anew, by the steps [begin, end) alone: for workers that meet there and then. */
