@@ -56,6 +56,18 @@ static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, in
 }
 INLINE real *row_at(const sequences *s, int64_t p, int64_t t) { return s->first[p] + t * s->step; }
 
+/* Tables of rows, filled several rows at a time: those that lie `by` reals past others; and some `step` apart. */
+INLINE void rows_past(real **restrict to, real *const *restrict from, int64_t n, int64_t by) {
+    if (n == 1) {
+        *to = *from + by;
+        return;
+    }
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] + by;
+}
+INLINE void rows_apart(real **to, real *first, int64_t n, int64_t step) {
+    for (int64_t i = 0; i < n; ++i, first += step) to[i] = first;
+}
+
 /* How many of positions [0, end) are still active at step t, given a count that was right for an earlier or the same t;
  * and the same going back in time. */
 INLINE int64_t active_after(const frnn_batch *batch, int64_t active, int64_t t) {

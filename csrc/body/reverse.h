@@ -329,20 +329,24 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
         const int64_t active = active_before(c->batch, following, t, c->batch->B);
         const int64_t own_end = most(s->first, least(active, s->end)),
                       own_following = most(s->first, least(following, own_end));
-        for (int64_t p = s->first; p < own_end; ++p) {
-            now->y[p] = v->y[p] + t * y_step;
-            now->h[p] = t > 0 ? now->y[p] - y_step : v->h0[p];
-            if (f->kept) now->kept[p] = v->kept[p] + t * kept_step;
-            if (cell->c != NONE) now->c[p] = t > 0 ? now->kept[p] - kept_step + cell->c * f->kept_step : v->c0[p];
-            if (args->dy.data) now->dy[p] = v->dy[p] + t * dy_step;
-            now->delta[p] = v->chunk.delta + (offset + p) * f->step;
+        const int64_t own = own_end - s->first, row = offset + s->first;
+        const int64_t before = t > 0 ? t - 1 : 0;
+        real **h = (t > 0 ? v->y : v->h0) + s->first, **kept = v->kept + s->first;
+        if (cell->y_in_reverse) rows_past(now->y + s->first, v->y + s->first, own, t * y_step);
+        if (cell->h_in_reverse) rows_past(now->h + s->first, h, own, before * y_step);
+        if (f->kept) rows_past(now->kept + s->first, kept, own, t * kept_step);
+        if (cell->c != NONE) {
+            rows_past(now->c + s->first, t > 0 ? kept : v->c0 + s->first, own,
+                      t > 0 ? before * kept_step + cell->c * f->kept_step : 0);
         }
-        for (int64_t p = s->first; s->part == 0 && p < own_end; ++p) {
-            v->chunk.x[offset + p] = v->x[p] + t * x_step;
-            v->chunk.h[offset + p] = now->h[p];
-            v->chunk.before[offset + p] = now->c[p];
-            v->chunk.kept[offset + p] = now->kept[p];
-            v->chunk.dx[offset + p] = v->dx[p] + t * dx_step;
+        if (args->dy.data) rows_past(now->dy + s->first, v->dy + s->first, own, t * dy_step);
+        rows_apart(now->delta + s->first, v->chunk.delta + row * f->step, own, f->step);
+        if (s->part == 0) {
+            rows_past(v->chunk.x + row, v->x + s->first, own, t * x_step);
+            rows_past(v->chunk.h + row, h, own, before * y_step);
+            if (cell->peephole) rows_past(v->chunk.before + row, now->c + s->first, own, 0);
+            if (cell->peephole || f->stages == 2) rows_past(v->chunk.kept + row, kept, own, t * kept_step);
+            rows_past(v->chunk.dx + row, v->dx + s->first, own, t * dx_step);
         }
         if (f->input_step && s->part == 0) {
             map_rows(cell->input, v->chunk.x + offset + s->first, own_end - s->first, c->layer->input_size,
