@@ -89,8 +89,8 @@ class TestDemo:
         ("content", "message"),
         [
             (None, "cannot read"),
-            (b"In the beginning", "take 256 characters"),
-            (b"", "take 256 characters"),
+            (b"In the beginning", "at least 256 characters"),
+            (b"", "at least 256 characters"),
             (b"\x89PNG\r\n\x1a\n" * 100, "expected UTF-8 text"),
             (b"abc\0" * 1000, "NUL"),
             ("".join(map(chr, range(0x4E00, 0x5E00))).encode(), "different characters"),
@@ -205,11 +205,13 @@ class TestBench:
 
 
 class TestMain:
-    def test_a_bad_environment(self):
-        env = os.environ | {"FASTRNN_NUM_THREADS": "many"}
+    @pytest.mark.parametrize("name", ["FASTRNN_NUM_THREADS", "FASTRNN_ISA"])
+    def test_a_bad_environment(self, name):
+        env = os.environ | {name: "many"}
         run = subprocess.run([sys.executable, "-m", "fastrnn", "info"], env=env, capture_output=True, text=True)
         assert run.returncode == 2
-        assert run.stderr.startswith("fastrnn info: error: FASTRNN_NUM_THREADS: expected")
+        assert run.stderr.startswith(f"fastrnn info: error: {name}: expected")
+        assert run.stderr.count("\n") == 1
 
     def test_a_reader_that_has_gone(self):
         read, write = os.pipe()

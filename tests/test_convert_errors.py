@@ -77,6 +77,14 @@ def test_what_a_format_does_not_have(name, options, word, rng):
     refused(ValueError, lambda: FORMATS[name][0](drawn(Case("LSTM", options), rng), "LSTM"), "state_dict", word)
 
 
+def test_another_kind_of_cell_is_named(rng):
+    coupled, gru = drawn(Case("LSTM", {"coupled": True}), rng), drawn(Case("GRU"), rng)
+    refused(ValueError, lambda: convert.to_onnx(coupled, "LSTM"), "state_dict['weight_ih_l0']", "4 blocks", "'LSTM'")
+    refused(ValueError, lambda: convert.to_onnx(gru, "RNN"), "state_dict['weight_ih_l0']", "1 blocks", "'RNN'")
+    full = drawn(Case("LSTM"), rng)
+    refused(ValueError, lambda: convert.to_onnx(full, "LSTM", coupled=True), "3 blocks", "a coupled LSTM")
+
+
 def test_coupled_is_for_the_lstm(rng):
     state_dict = drawn(Case("GRU"), rng)
     refused(ValueError, lambda: convert.to_onnx(state_dict, "GRU", coupled=True), "coupled", "GRU")

@@ -17,6 +17,24 @@ def test_an_instruction_set_is_forced(name):
     assert run_script(ISA, **UNSET | {"FASTRNN_ISA": name}) == name
 
 
+def test_an_instruction_set_that_there_is_not():
+    script = """
+import fastrnn
+from fastrnn import _core
+layer = fastrnn.RNN(2, 3)
+for _ in range(2):
+    try:
+        layer([[[1, 2]]])
+    except ValueError as error:
+        print(error)
+_core.set_isa("generic")
+print(layer([[[1, 2]]])[0].shape)
+"""
+    *errors, shape = run_script(script, **UNSET | {"FASTRNN_ISA": "sse"}).splitlines()
+    assert errors == [f"FASTRNN_ISA: expected one of {', '.join(_core.isas())} on this processor, got 'sse'"] * 2
+    assert shape == "(1, 1, 3)"
+
+
 def test_the_best_instruction_set_is_the_default():
     assert run_script(ISA, **UNSET) == _core.isas()[0]
 

@@ -206,6 +206,11 @@ class TestModel:
             (None, [], "--model: "),
             (lambda: fastrnn.RNN(7, 5), [], f"expected an input size of {ALPHABET}, .* has 7"),
             (lambda: fastrnn.TDNN(ALPHABET, 5), [], "--model: expected a recurrent one, got TDNN"),
+            (
+                lambda: fastrnn.RNN(ALPHABET, 5, nonlinearity="identity", init={"identity": 1e9}),
+                [],
+                "--model: expected states that stay finite, got .* first at step",
+            ),
             (lambda: fastrnn.RNN(ALPHABET, 5), ["--level", 1], "--level: expected -1 to 0, got 1"),
             (lambda: fastrnn.RNN(ALPHABET, 5), ["--direction", 1], "--direction: expected 0 to 0, got 1"),
         ],
@@ -222,11 +227,12 @@ class TestModel:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "900"], "take 1,801 characters"),
+        (["--steps", "900"], "at least 1,801 characters"),
         (["--out", "{folder}"], "--out: cannot write {folder}: Is a directory"),
         (["--out", "{folder}/none/flow.png"], "--out: cannot write {folder}/none/flow.png: No such file or directory"),
         (["--out", "{folder}/flow.xyz"], "--out: expected a file that ends in .png"),
         (["--json", "."], "--json: cannot write .: not a regular file"),
+        (["--json", "{folder}/x/../flow.svg"], "--json: expected a file of its own, got that of --out"),
         (["--level", "0"], "expected --model as well"),
         (["--direction", "1"], "expected --model as well"),
     ],

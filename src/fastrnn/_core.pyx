@@ -28,7 +28,7 @@ version = build_version.decode()
 compiler = build_compiler.decode()
 
 
-cdef const frnn_isa *chosen = NULL
+cdef const frnn_isa *chosen = NULL # until it is first asked for, or set
 
 
 def isas():
@@ -39,9 +39,16 @@ def isas():
     return tuple(names)
 
 
+cdef const frnn_isa *isa_in_use() except NULL:
+    """The one chosen; else that of FASTRNN_ISA, or ValueError; else the best."""
+    if chosen == NULL:
+        set_isa(os.environ.get("FASTRNN_ISA", "").strip().lower() or isas()[0], "FASTRNN_ISA")
+    return chosen
+
+
 def get_isa():
-    """The name of the instruction set in use."""
-    return frnn_isa_name(chosen).decode()
+    """The name of the instruction set in use; ValueError if this processor does not run the one of FASTRNN_ISA."""
+    return frnn_isa_name(isa_in_use()).decode()
 
 
 def set_isa(name, what="instruction set"):
@@ -50,9 +57,6 @@ def set_isa(name, what="instruction set"):
     if name not in isas():
         raise ValueError(f"{what}: expected one of {', '.join(isas())} on this processor, got {name!r}")
     chosen = frnn_isa_at(isas().index(name))
-
-
-set_isa(os.environ.get("FASTRNN_ISA", "").strip().lower() or isas()[0], "FASTRNN_ISA")
 
 
 def cells():
@@ -279,8 +283,8 @@ cdef class Kernel:
         cdef list interruption = []
         cdef frnn_interrupt interrupt = frnn_interrupt(should_stop, <void *>interruption)
         self.weights_of(weights, pointers)
-        packed.isa = chosen
-        packed.memory = borrow(self.shelf, frnn_packed_size(chosen, &self.layer, which))
+        packed.isa = isa_in_use()
+        packed.memory = borrow(self.shelf, frnn_packed_size(packed.isa, &self.layer, which))
         cdef void *data = packed.memory.block.data
         with nogil:
             status = frnn_pack(packed.isa, threads, &self.layer, which, pointers, data, &interrupt)
@@ -304,10 +308,10 @@ cdef class Kernel:
 
     def sizes(self, Batch batch, int threads):
         """Bytes of the packed weights and of the workspace, each (forward, backward)."""
-        return ((frnn_packed_size(chosen, &self.layer, FRNN_FORWARD),
-                 frnn_packed_size(chosen, &self.layer, FRNN_BACKWARD)),
-                (frnn_workspace_size(chosen, threads, &self.layer, &batch.batch, FRNN_FORWARD),
-                 frnn_workspace_size(chosen, threads, &self.layer, &batch.batch, FRNN_BACKWARD)))
+        cdef const frnn_isa *isa = isa_in_use()
+        return ((frnn_packed_size(isa, &self.layer, FRNN_FORWARD), frnn_packed_size(isa, &self.layer, FRNN_BACKWARD)),
+                (frnn_workspace_size(isa, threads, &self.layer, &batch.batch, FRNN_FORWARD),
+                 frnn_workspace_size(isa, threads, &self.layer, &batch.batch, FRNN_BACKWARD)))
 
     def chunk_begin(self, Batch batch, int64_t end):
         """Where backward's chunk begins that ends before step `end`, itself such a begin or T. Windows cut at these
@@ -408,11 +412,12 @@ def evaluate(str function, x):
     cdef frnn_dtype dtype = dtype_of(x)
     cdef int64_t n = x.size
     cdef frnn_status status
+    cdef const frnn_isa *isa = isa_in_use()
     out = np.empty_like(x)
     cdef void *source = data_of(x, n, x.itemsize)
     cdef void *target = data_of(out, n, x.itemsize)
     with nogil:
-        status = frnn_evaluate(chosen, dtype, which, n, source, target)
+        status = frnn_evaluate(isa, dtype, which, n, source, target)
     check(status, [])
     return out
 
@@ -422,15 +427,16 @@ def product(a, b):
     cdef int64_t M = a.shape[0], K = a.shape[1], N = b.shape[1]
     cdef frnn_dtype dtype = dtype_of(a)
     cdef frnn_status status
+    cdef const frnn_isa *isa = isa_in_use()
     if b.dtype != a.dtype or b.shape[0] != K:
         raise ValueError(f"b: expected {K} rows of {a.dtype}, got {b.shape} {b.dtype}")
     cdef void *left = data_of(a, M * K, a.itemsize)
     cdef void *right = data_of(b, K * N, a.itemsize)
     out = np.empty((M, N), a.dtype)
     cdef void *target = data_of(out, M * N, a.itemsize)
-    cdef Block workspace = Block(frnn_product_workspace(chosen, dtype, K, N) + 64)
+    cdef Block workspace = Block(frnn_product_workspace(isa, dtype, K, N) + 64)
     with nogil:
-        status = frnn_product(chosen, dtype, M, K, N, left, right, target, workspace.data)
+        status = frnn_product(isa, dtype, M, K, N, left, right, target, workspace.data)
     check(status, [])
     return out
 
@@ -439,8 +445,9 @@ def fma_loop(dtype, int64_t rounds, int threads=1):
     """Turns of fused multiply-adds in registers alone; the number of floating-point operations done by all threads."""
     cdef frnn_dtype which = FRNN_F32 if np.dtype(dtype) == np.float32 else FRNN_F64
     cdef int64_t done
+    cdef const frnn_isa *isa = isa_in_use()
     with nogil:
-        done = frnn_fma_loop(chosen, threads, which, rounds)
+        done = frnn_fma_loop(isa, threads, which, rounds)
     return done
 
 
@@ -449,7 +456,8 @@ def read_loop(array, int64_t rounds, int threads=1):
     of bytes read by all."""
     cdef cnp.ndarray a = array
     cdef int64_t size = a.nbytes, done
+    cdef const frnn_isa *isa = isa_in_use()
     cdef void *data = cnp.PyArray_DATA(a)
     with nogil:
-        done = frnn_read_loop(chosen, threads, data, size, rounds)
+        done = frnn_read_loop(isa, threads, data, size, rounds)
     return done

@@ -12,7 +12,8 @@ of the stack::
              "weights_projection": ...}, in the logical dimensions of the RNN primitives, with L = 1
 
 ``state_dict`` is what ``state_dict()`` of a layer returns and ``load_state_dict()`` takes, ``cell`` is "RNN", "LSTM" or
-"GRU", ``reset_after`` the GRU's option, ``coupled`` the LSTM's. The arrays are new ones, of the dtype that came.
+"GRU", ``reset_after`` the GRU's option, ``coupled`` the LSTM's: a state dict names no gates, and that of a coupled LSTM
+has the shapes of one without forget gate. The arrays are new ones, of the dtype that came.
 
 Where a format has one bias, it holds b_ih + b_hh; what comes back is b_ih, and b_hh is zero. So from a format to a
 state dict and back every bit is the same, and from a state dict and back the function.
@@ -287,8 +288,14 @@ def _split(state_dict, cell, order, coupled=False) -> list[list[Weights]]:
     if cell == "LSTM":
         held |= {stem for stem in ("weight_hr", "weight_peep") if f"{stem}_l0" in rest}
     rows, I = array("weight_ih_l0", None, None).shape
-    G, H = len(gates), max(rows // len(gates), 1)
-    O = len(array("weight_hr_l0", None, H)) if "weight_hr" in held else H
+    O, H = array("weight_hr_l0" if "weight_hr" in held else "weight_hh_l0", None, None).shape
+    G, O = len(gates), O if "weight_hr" in held else H
+    if rows != G * H:
+        kind = f"a coupled {cell}" if coupled else f"cell {cell!r}"
+        raise ValueError(
+            f"state_dict['weight_ih_l0']: expected shape {(G * H, I)}, {G} blocks of {H} units as {kind} has them, "
+            f"got {(rows, I)}"
+        )
     D = 2 if "weight_ih_l0_reverse" in rest else 1
     layers = []
     while not layers or f"weight_ih_l{len(layers)}" in rest:

@@ -64,7 +64,7 @@ def _give_up_output():
 
 def _run(args):
     try:
-        fastrnn.get_num_threads()
+        fastrnn.show_config("dicts")
     except ValueError as error:  # what the environment says
         raise CliError(str(error)) from None
     try:

@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     check_picture(args.out)
     if args.model is None and (args.level is not None or args.direction is not None):
         raise CliError("--level, --direction: expected --model as well")
+    if args.json is not None and args.json.resolve() == args.out.resolve():
+        raise CliError(f"--json: expected a file of its own, got that of --out, {args.json}")
     write_json(args.json, None)
     text = load_text(args.text, at_least=args.steps * args.batch + 1)
     if args.model is None:
@@ -143,7 +145,9 @@ def _study(layer: Any, text: Text, args: argparse.Namespace) -> GradientFlow:
     if layer.batch_first:
         x, targets = x.swapaxes(0, 1), targets.T
     y, _ = layer(x)
-    dy = _output_gradient(y, targets, len(text.alphabet), args.seed)
+    dy = np.zeros_like(y)
+    if np.isfinite(y).all():  # else it is of the states that there is something to say
+        dy = _output_gradient(y, targets, len(text.alphabet), args.seed)
     try:
         return gradient_flow(
             layer, x, dy, level=-1 if args.level is None else args.level, direction=args.direction or 0

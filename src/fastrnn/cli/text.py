@@ -36,7 +36,7 @@ def load_text(path: Path | None, at_least: int) -> Text:
         raise CliError(f"--text: expected text, but {source} has NUL characters, as binary files do")
     if len(text) < at_least:
         raise CliError(
-            f"--text: so many steps of so many sequences take {at_least:,} characters, but {source} has {len(text):,}"
+            f"--text: expected at least {at_least:,} characters for all steps of a batch, {source} has {len(text):,}"
         )
     points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
     if points.size > MAX_ALPHABET:
