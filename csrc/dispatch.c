@@ -152,6 +152,9 @@ static int layer_fits(const frnn_layer *layer) {
         layer->contexts < 0 || (layer->contexts > 0 && !layer->context)) {
         return 0;
     }
+    for (int k = 0; k < layer->contexts; ++k) {
+        if (layer->context[k] == INT64_MIN) return 0; /* whose opposite there is not */
+    }
     const frnn_shape shape = frnn_layer_shape(layer);
     const int projects = shape.h && shape.c; /* a state for the output, beside the one for the units */
     const double taps = layer->contexts > 0 ? layer->contexts : 1;
@@ -213,7 +216,8 @@ frnn_status frnn_forward(const frnn_isa *isa, int threads, const frnn_layer *lay
 frnn_status frnn_jvp(const frnn_isa *isa, int threads, const frnn_layer *layer, const frnn_batch *batch,
                      const frnn_record *record, const frnn_forward_args *tangents) {
     frnn_forward_args args = *tangents;
-    args.kept.data = args.x_copy = args.y_copy = NULL;
+    args.kept = (frnn_rows){0};
+    args.x_copy = args.y_copy = NULL;
     return call(isa, threads, layer, batch, FRNN_FORWARD, &args, record, &args.interrupt);
 }
 

@@ -86,7 +86,8 @@ typedef struct {
     void *p;           /* (3*H,), peepholes of i, f, o */
 } frnn_weights;
 
-/* Called now and then on the calling thread during a long call; not 0: stop. */
+/* Called now and then on the calling thread during a long call; not 0: stop. It may make calls, which that thread runs
+ * alone. A child process that it forks is not to come back from it. */
 typedef struct {
     int (*should_stop)(void *context);
     void *context;

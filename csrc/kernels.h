@@ -13,7 +13,7 @@ typedef struct {
     const frnn_batch *batch;
     const void *args;          /* frnn_forward_args or frnn_backward_args */
     const frnn_record *record; /* with frnn_forward_args: these are tangents */
-    int threads;               /* as many as the workspace was made for */
+    int threads;               /* no more than the workspace was made for */
     const frnn_weights *weights;
     void *packed;
     const frnn_interrupt *interrupt;

@@ -131,6 +131,9 @@ static struct {
     seat seats[MAX_WORKERS];
 } team;
 
+/* Is this thread a caller whose job the team runs? Its job may ask something that makes a call of its own. */
+static _Thread_local int has_team;
+
 static void team_forget(void) {
     const int quota = team.quota;
     memset(&team, 0, sizeof team);
@@ -276,6 +279,7 @@ static void team_run(int size, int processors, void (*work)(void *, const frnn_w
 
 /* Takes the team, unless it is at work; a stream of short jobs does not keep a long one from it. */
 static int team_taken(int brief) {
+    if (has_team) return 0;
     if (pthread_mutex_trylock(&team.busy) != 0) {
         if (brief || !atomic_load(&team.brief)) return 0;
         pthread_mutex_lock(&team.busy);
@@ -290,7 +294,9 @@ void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_wo
     if (most > 1) team_ready();
     if (most > 1 && team_taken(threads <= 1)) {
         const int processors = frnn_processors(), size = workers_for(threads < most ? threads : most, most, processors);
+        has_team = 1;
         if (size > 1) team_run(size, processors, work, argument);
+        has_team = 0;
         pthread_mutex_unlock(&team.busy);
         if (size > 1) return;
     }

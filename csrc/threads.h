@@ -18,7 +18,7 @@ typedef struct {
 
 /* Runs work(argument, worker) on up to `threads` workers, or on up to `ready`, which is no less, as far as those still
  * spin. If the team is at work for another caller, other than on a job that needs no thread woken, or no more
- * threads can be had, on fewer: worker.size tells. */
+ * threads can be had, on fewer: worker.size tells. A call from within a job runs on the calling thread alone. */
 void frnn_run(int threads, int ready, void (*work)(void *argument, const frnn_worker *worker), void *argument);
 
 /* The quota of processors that control groups put on this process, rounded up, or INT_MAX. */

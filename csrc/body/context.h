@@ -93,8 +93,7 @@ static void context_pack(void *argument, const frnn_worker *w) {
         const frnn_weights *weights = &job->weights[d];
         real *packed = (real *)job->packed + (size_t)d * context_direction_size(layer, &f);
         for (int64_t j = 0; w->id == 0 && j < width; j += VL) {
-            const int64_t n = most(0, least(VL, H - j));
-            v_store(packed + j, weights->b_ih && n > 0 ? v_load_n((real *)weights->b_ih + j, n) : v_set1(0));
+            v_store(packed + j, weights->b_ih ? load_upto((real *)weights->b_ih + j, H - j) : v_set1(0));
         }
         packed += width;
         for (int k = 0; k < layer->contexts; ++k, packed += packed_size(&f.W)) {

@@ -155,7 +155,7 @@ static void reverse_prepare(const reverse_call *c, int d, const reverse_directio
 /* Columns [unit, unit + n) of a row of a state's gradient into `vecs` vectors; a row that is NULL is zero. */
 INLINE void load_state(const real *row, int64_t unit, int64_t n, int vecs, real *out) {
     for (int u = 0; u < vecs; ++u) {
-        v_store(out + u * VL, row ? load_upto(row + unit + u * VL, most(0, n - u * VL)) : v_set1(0));
+        v_store(out + u * VL, row ? load_upto(row + unit + u * VL, n - u * VL) : v_set1(0));
     }
 }
 
@@ -349,10 +349,10 @@ static void reverse_steps(const reverse_call *c, int d, const reverse_direction 
             rows_past(v->chunk.dx + row, v->dx + s->first, own, t * dx_step);
         }
         if (f->input_step && s->part == 0) {
-            map_rows(cell->input, v->chunk.x + offset + s->first, own_end - s->first, c->layer->input_size,
-                     v->chunk.mapped + (offset + s->first) * f->input_step, f->input_step, &no_copy);
+            map_rows(cell->input, v->chunk.x + row, own, c->layer->input_size, v->chunk.mapped + row * f->input_step,
+                     f->input_step, &no_copy);
         }
-        const int stops = skips(c->job, c->worker, own_end - s->first, f->columns, c->layer->output_size);
+        const int stops = skips(c->job, c->worker, own, f->columns, c->layer->output_size);
         begin_direct(c, d, v, own_following, own_end);
         if (!stops && cell->h == 0) {
             reverse_plain_step(c, v, t, s->first, own_end, dy_step);

@@ -431,8 +431,33 @@ static int packing_goes_on(void) {
     return wrong;
 }
 
+/* Layers that there are not need no memory, and are refused. */
+static int takes_invalid(void) {
+    const int64_t none = 0, farthest = INT64_MIN; /* which has no opposite, for the second direction */
+    int tdnn = 0, wrong = 0;
+    while (strcmp(frnn_cell_name(tdnn), "tdnn_tanh") != 0) ++tdnn;
+    const frnn_layer invalid[] = {{-1, FRNN_F32, 1, 2, 3, 3, NULL, 0},   {0, FRNN_F32, 3, 2, 3, 3, NULL, 0},
+                                  {0, FRNN_F32, 1, 0, 3, 3, NULL, 0},    {0, FRNN_F32, 1, 2, 3, 4, NULL, 0},
+                                  {0, FRNN_F32, 1, 2, 3, 3, &none, 1},   {tdnn, FRNN_F32, 1, 2, 3, 3, NULL, 0},
+                                  {tdnn, FRNN_F32, 1, 2, 3, 3, NULL, 1}, {tdnn, FRNN_F32, 2, 2, 3, 3, &farthest, 1}};
+    const frnn_layer valid = {tdnn, FRNN_F32, 2, 2, 3, 3, &none, 1};
+    const frnn_batch batch = {.T = 4, .B = 2};
+    const frnn_isa *isa = frnn_isa_at(0);
+    for (int p = 0; p < 2; ++p) {
+        const frnn_pass pass = p ? FRNN_BACKWARD : FRNN_FORWARD;
+        for (size_t i = 0; i < sizeof invalid / sizeof *invalid; ++i) {
+            const frnn_layer *layer = &invalid[i];
+            wrong += frnn_packed_size(isa, layer, pass) != 0 || frnn_workspace_size(isa, 2, layer, &batch, pass) != 0 ||
+                     frnn_pack(isa, 1, layer, pass, NULL, NULL, NULL) != FRNN_INVALID;
+        }
+        wrong += !frnn_packed_size(isa, &valid, pass) || !frnn_workspace_size(isa, 2, &valid, &batch, pass);
+    }
+    if (wrong) puts("a layer that there is not is taken");
+    return wrong;
+}
+
 int main(void) {
-    int passed = 0, failed = steps_differ() + packing_goes_on();
+    int passed = 0, failed = steps_differ() + packing_goes_on() + takes_invalid();
     passed += !failed;
     uint64_t sum = 14695981039346656037u;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; ++i) {

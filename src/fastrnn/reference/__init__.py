@@ -1,8 +1,8 @@
 """The same classes and functions in plain NumPy, written to be read.
 
-Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed changes, and nothing else but rounding; denormal
-numbers, which are zero to the kernels, are numbers here. Threads are those of NumPy: ``set_num_threads`` acts on the
-kernels alone.
+Exchange ``fastrnn`` for ``fastrnn.reference`` in a program and its speed changes, and nothing else but rounding.
+(Denormal numbers, which are zero to the kernels, are numbers here.) Threads are those of NumPy: ``set_num_threads``
+acts on the kernels alone.
 """
 
 import sys
