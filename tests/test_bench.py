@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -144,13 +145,31 @@ class TestWorker:
 
 class TestClock:
     def test_few_samples_of_a_slow_call(self):
-        clock = bench.Clock(lambda: None)
+        clock = bench.Clock(lambda: None, 1)
         assert clock.samples(9) == 9
         clock._seconds, clock._calls = 0.11, 1
         assert clock.samples(9) == 5
         clock._seconds = 10
         assert clock.samples(9) == bench.FEWEST_SAMPLES
         assert clock.samples(2) == 2
+
+    def test_a_sample_is_the_middle_of_a_run(self):
+        times = []
+        clock = bench.Clock(lambda: times.append(time.perf_counter()), 1)
+        times.clear()
+        clock.sample()
+        warm = times[: -clock._calls]
+        assert len(warm) >= bench.WARM_CALLS
+        assert times[-clock._calls] - warm[0] >= bench.WARM_SECONDS
+
+    def test_the_processors_are_awake_before_a_long_call(self, monkeypatch):
+        calls = []
+        clock = bench.Clock(lambda: calls.append("call"), 2)
+        clock._seconds, clock._calls = 1, 1
+        monkeypatch.setattr(bench.roofline, "fma_peak", lambda **how: calls.append(how))
+        calls.clear()
+        clock.sample()
+        assert calls == [{"threads": 2, "seconds": bench.WARM_SECONDS}, "call"]
 
 
 def result(cell="rnn", shape=(100, 32, 128, 128), name="forward", ours=2e-3, fraction=0.8, variant="", **ratios):

@@ -3,9 +3,10 @@
 For each number of threads, and for each point ("forward": inference, nothing recorded; "forward+backward":
 training, with the gradients of the input and of every weight; "step": one step of a stream), the limit's rates
 and all candidates are measured in turn, and that is repeated: what slows the machine for a while slows them alike. A
-slow candidate takes part in the first repeats only. Before a sample a call is made some times, so that what is timed is
-the middle of a long run and not its start. Figures are medians over the repeats; a ratio and a fraction of the
-limit are medians of those inside each repeat. FLOPs and limit follow the model in ``fastrnn.roofline``.
+slow candidate takes part in the first repeats only. Before a sample the call is made for a while, so that what is timed
+is the middle of a long run and not its start: the limit's rates are those of processors that are awake. Figures are
+medians over the repeats; a ratio and a fraction of the limit are medians of those inside each repeat. FLOPs and limit
+follow the model in ``fastrnn.roofline``.
 
 A process of its own measures each number of threads, on as many processors: some libraries take all they find.
 """
@@ -17,6 +18,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -48,6 +50,7 @@ from .points import DEFAULT_SHAPES, GRID_CELLS, GRID_SHAPES, Point, Problem, Sha
 
 SAMPLE_SECONDS = 5e-3  # a sample repeats its call for at least about this long
 WARM_CALLS = 3  # calls before a sample: so many bring data back that other candidates have driven from the caches
+WARM_SECONDS = 10e-3  # and for so long: a processor that has been idle takes up to 7 ms to come to its speed
 CANDIDATE_SECONDS = 0.6  # what is timed of a candidate at a point takes about this long at most
 FEWEST_SAMPLES = 3
 RTOL, ATOL = 1e-3, 1e-4  # of float32, over thousands of steps in another order; a wrong set-up is far off
@@ -243,14 +246,17 @@ def _clocks(problem: Problem, libraries: Sequence[str]) -> dict[str, Clock]:
         for what, array, expected in zip(("y", "dx"), arrays, ours, strict=False):
             if not np.allclose(array[problem.mask], expected[problem.mask], RTOL, ATOL):
                 raise CliError(f"{problem.point}: {what} of {name} differs from ours")
-        clocks[name] = Clock(candidate.call)
+        clocks[name] = Clock(candidate.call, problem.threads)
     return clocks
 
 
 class Clock:
-    """Times one call, repeated until it takes long enough to be timed. The call has been made before."""
+    """Times one call on so many threads, repeated until it takes long enough to be timed. The call has been made
+    before."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], object], threads: int) -> None:
+        self._call = call
+        self._threads = threads
         self._timer = timeit.Timer(call)
         self._seconds = self._timer.timeit(1)
         self._calls = max(1, math.ceil(SAMPLE_SECONDS / self._seconds))
@@ -261,9 +267,15 @@ class Clock:
         return min(most, max(affordable, FEWEST_SAMPLES))
 
     def sample(self) -> float:
-        """Seconds per call, after some that are not timed and bring data and threads back, unless one is long."""
+        """Seconds per call, after some that are not timed; before a long one, which has data of its own to fetch
+        anyway, the processors alone are woken."""
         if self._seconds < 10 * SAMPLE_SECONDS:
-            self._timer.timeit(WARM_CALLS)
+            until, calls = time.perf_counter() + WARM_SECONDS, 0
+            while calls < WARM_CALLS or time.perf_counter() < until:
+                self._call()
+                calls += 1
+        else:
+            roofline.fma_peak(threads=self._threads, seconds=WARM_SECONDS)
         return self._timer.timeit(self._calls) / self._calls
 
 
