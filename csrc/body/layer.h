@@ -56,7 +56,8 @@ static sequences sequences_of(const frnn_batch *batch, const frnn_rows *rows, in
 }
 INLINE real *row_at(const sequences *s, int64_t p, int64_t t) { return s->first[p] + t * s->step; }
 
-/* Tables of rows, filled several rows at a time: those that lie `by` reals past others; and some `step` apart. */
+/* Tables of rows, filled several rows at a time: those that lie `by` reals past others; and some `step` apart.
+ * One row is taken without what a loop of vectors has before and after it. */
 INLINE void rows_past(real **restrict to, real *const *restrict from, int64_t n, int64_t by) {
     if (n == 1) {
         *to = *from + by;

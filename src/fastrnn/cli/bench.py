@@ -4,9 +4,9 @@ For each number of threads, and for each point ("forward": inference, nothing re
 training, with the gradients of the input and of every weight; "step": one step of a stream), the limit's rates
 and all candidates are measured in turn, and that is repeated: what slows the machine for a while slows them alike. A
 slow candidate takes part in the first repeats only. Before a sample the call is made for a while, so that what is timed
-is the middle of a long run and not its start: the limit's rates are those of processors that are awake. Figures are
-medians over the repeats; a ratio and a fraction of the limit are medians of those inside each repeat. FLOPs and limit
-follow the model in ``fastrnn.roofline``.
+is the middle of a long run and not its start; and so are the limit's rates. Figures are medians over the repeats; a
+ratio and a fraction of the limit are medians of those inside each repeat. FLOPs and limit follow the model in
+``fastrnn.roofline``.
 
 A process of its own measures each number of threads, on as many processors: some libraries take all they find.
 """
@@ -50,7 +50,7 @@ from .points import DEFAULT_SHAPES, GRID_CELLS, GRID_SHAPES, Point, Problem, Sha
 
 SAMPLE_SECONDS = 5e-3  # a sample repeats its call for at least about this long
 WARM_CALLS = 3  # calls before a sample: so many bring data back that other candidates have driven from the caches
-WARM_SECONDS = 10e-3  # and for so long: a processor that has been idle takes up to 7 ms to come to its speed
+WARM_SECONDS = 10e-3  # and for so long: after a pause calls take up to 7 ms to come to their speed
 CANDIDATE_SECONDS = 0.6  # what is timed of a candidate at a point takes about this long at most
 FEWEST_SAMPLES = 3
 RTOL, ATOL = 1e-3, 1e-4  # of float32, over thousands of steps in another order; a wrong set-up is far off
@@ -207,6 +207,7 @@ def measure(threads: int, point: Point, libraries: Sequence[str], dtype: str, re
     peaks, bandwidths = [], []
     for i in range(max(counts.values())):
         settle()
+        roofline.fma_peak(dtype, threads, WARM_SECONDS)
         peaks.append(roofline.fma_peak(dtype, threads))
         bandwidths.append(roofline.read_bandwidth(level, threads))
         for name, clock in clocks.items():
